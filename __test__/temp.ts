@@ -1,0 +1,17 @@
+/** Folders that are gone when the test file is done. */
+
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll } from 'vitest'
+
+const made: string[] = []
+afterAll(() => {
+  for (const dir of made) rmSync(dir, { recursive: true, force: true })
+})
+
+export function tempDir(): string {
+  const dir = mkdtempSync(join(tmpdir(), 'kvasir-test-'))
+  made.push(dir)
+  return dir
+}

@@ -1,0 +1,16 @@
+//! Tests of the CPU backend.
+
+mod attend;
+mod scene;
+
+use kvasir_cpu::{Cpu, CpuOptions, Isa};
+
+fn cpu(isa: Isa) -> Cpu {
+    Cpu::new(CpuOptions { isa, threads: Some(2) }).expect("a backend")
+}
+
+/// Every path of this machine.
+fn cpus() -> Vec<Cpu> {
+    let simd = Cpu::new(CpuOptions { isa: Isa::Avx2, threads: Some(2) });
+    std::iter::once(cpu(Isa::Scalar)).chain(simd.ok()).collect()
+}

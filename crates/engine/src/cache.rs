@@ -1,0 +1,490 @@
+//! `Cache`: sessions over a store. Opens, resumes, forgets; finds the prefix another session has computed.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use kvasir_core::{
+    Backend, ColId, Error as CoreError, Layout, Model, Pos, Run, TILE_ROWS, Tile, Want, tile_bytes,
+};
+use kvasir_store::{
+    BLOCK_TOKENS, Block, BlockKey, Chain, CodecId, Copies, Expect, Forgotten, Lineage, Miss, Options, Stats,
+    Store, TenantKey,
+};
+use serde::Serialize;
+use serde_json::Value as Json;
+
+use crate::blocks::{BlockTiles, SharedPrefix};
+use crate::commit::{Owner, RunState, State};
+use crate::drive::{self, PASS_ROWS};
+use crate::cancel::Cancel;
+use crate::session::{Session, SessionOptions};
+use crate::{Error, Recipe, Result};
+
+/// A store and the backend its sessions live on.
+#[derive(Clone)]
+pub struct Cache {
+    store: Arc<Store<Arc<BlockTiles>>>,
+    backend: Arc<dyn Backend>,
+}
+
+/// What a prefill did.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PrefillReport {
+    /// Tokens whose rows were found.
+    pub reused: u32,
+    /// Tokens that went through the model.
+    pub computed: u32,
+    /// Why not more was reused.
+    pub why: String,
+    /// Bytes of the blocks reused.
+    pub bytes: u64,
+    /// Wall time.
+    pub ms: f64,
+}
+
+/// What a resume did.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ResumeReport {
+    /// Positions of the committed session.
+    pub tokens: u32,
+    /// Positions whose rows came back.
+    pub reused: u32,
+    /// Positions that went through the model again.
+    pub computed: u32,
+    /// Why they did: `complete` if none.
+    pub why: String,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Wall time.
+    pub ms: f64,
+    /// The caller's own state, as committed.
+    pub extra: Json,
+}
+
+impl Cache {
+    /// Opens or makes a store.
+    pub fn open(options: Options, backend: Arc<dyn Backend>) -> Result<Self> {
+        Ok(Self { store: Arc::new(Store::open(options)?), backend })
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Store<Arc<BlockTiles>> {
+        &self.store
+    }
+
+    /// State and history of the store.
+    pub fn stats(&self) -> Stats {
+        self.store.stats()
+    }
+
+    /// The prefix that `tokens` leading tokens share under the 32-byte key of a group.
+    pub fn shared_prefix(key: &[u8; 32], tokens: u32) -> SharedPrefix {
+        SharedPrefix { key: TenantKey::group(key), tokens }
+    }
+
+    /// An empty session of `tenant`.
+    pub fn session(
+        &self,
+        tenant: &str,
+        share: Option<SharedPrefix>,
+        layout: Arc<Layout>,
+        options: SessionOptions,
+    ) -> Result<Session> {
+        let key = self.store.tenant(tenant)?;
+        let mut session = Session::new(Arc::clone(&self.backend), layout, options)?;
+        let chain = Chain::new(&key, session.identity());
+        session.owner = Some(Owner { store: Arc::clone(&self.store), key, share, chain });
+        Ok(session)
+    }
+
+    /// Removes everything of a tenant from all tiers.
+    pub fn forget(&self, tenant: &str) -> Result<Forgotten> {
+        Ok(self.store.forget(&self.store.tenant(tenant)?)?)
+    }
+
+    /// Brings back the session committed as `id`. What cannot be read is left out from there on; its tokens become a
+    /// `Want::Tokens`, which [`recompute`] serves.
+    pub fn resume(
+        &self,
+        id: &str,
+        tenant: &str,
+        share: Option<SharedPrefix>,
+        layout: Arc<Layout>,
+    ) -> Result<(Session, ResumeReport)> {
+        let started = Instant::now();
+        let key = self.store.tenant(tenant)?;
+        let record = match self.store.record(&key, id) {
+            Ok(record) => record,
+            Err(Miss::NotFound) => return Err(Error::NoSession { id: id.to_owned() }),
+            Err(other) => return Err(other.into()),
+        };
+        let state: State =
+            serde_json::from_slice(&record.state).map_err(|e| CoreError::malformed("session record", e))?;
+        let options =
+            SessionOptions { dtype: state.dtype, keys: state.keys, recipe: Recipe::parse(&state.recipe)? };
+        let share = share.map(|s| SharedPrefix { tokens: state.shared_tokens, ..s });
+        let mut session = self.session(tenant, share, layout, options)?;
+        if session.identity() != record.identity {
+            let hex = |f: &[u8]| f[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
+            return Err(Error::Mismatch {
+                id: id.to_owned(),
+                field: "model",
+                stored: hex(&record.identity.fingerprint),
+                given: hex(&session.layout.fingerprint),
+            });
+        }
+        let owner = session.owner.clone().expect("opened through a store");
+        let mut keys = vec![&owner.key];
+        keys.extend(owner.share.as_ref().map(|s| &s.key));
+        let mut report = ResumeReport { tokens: state.seen, extra: state.extra, ..ResumeReport::default() };
+
+        let mut why = None;
+        let mut blocks = Vec::new();
+        let chain = record.chain(&keys);
+        if chain.is_none() && !record.blocks.is_empty() {
+            why = Some("the key of its share group was not given".to_owned());
+        }
+        let chain = chain.unwrap_or_else(|| owner.chain.clone());
+        for b in 0..chain.len() {
+            match self.read_block(&session, &chain, b, &record.ids) {
+                Ok((codec, tiles, bytes)) => {
+                    report.bytes += bytes;
+                    blocks.push((codec, tiles));
+                }
+                Err(miss) => {
+                    why = Some(format!("block {b}: {miss}"));
+                    break;
+                }
+            }
+        }
+        let whole = why.is_none();
+        if whole {
+            match self.read_snapshot(&mut session, &record, &blocks) {
+                Ok(bytes) => report.bytes += bytes,
+                Err(reason) => why = Some(format!("tail: {reason}")),
+            }
+        }
+        if why.is_none() {
+            for (slot, saved) in
+                session.stack.slots.iter_mut().zip(state.policies.as_array().into_iter().flatten())
+            {
+                slot.policy.load(saved)?;
+            }
+            session.ids.clone_from(&record.ids);
+            session.seen = state.seen;
+            session.exact_to = state.exact_to;
+            session.private = state.private.as_deref().map(known_reason);
+            session.wants = state.wants.into();
+            session.stats = state.stats;
+        } else {
+            // Start over and take what can be had: leading blocks, then the model.
+            let mut fresh = self.session(
+                tenant,
+                owner.share.clone(),
+                Arc::clone(&session.layout),
+                session.options.clone(),
+            )?;
+            if state.private.is_none() {
+                for (b, (codec, tiles)) in blocks.iter().enumerate() {
+                    if !fresh.take_block(b, *codec, tiles)? {
+                        break;
+                    }
+                }
+            }
+            fresh.ids = record.ids[..fresh.seen as usize].to_vec();
+            fresh.exact_to = state.exact_to.min(fresh.seen);
+            if record.ids.len() < state.seen as usize {
+                return Err(CoreError::malformed(
+                    "stored session",
+                    "its rows are gone and its tokens were never known",
+                )
+                .into());
+            }
+            fresh.wants.push_back(Want::Tokens(fresh.seen..state.seen));
+            session = fresh;
+        }
+        if let Some(owner) = &mut session.owner {
+            owner.chain = chain;
+            owner.chain.truncate(if session.private.is_some() {
+                0
+            } else {
+                session.seen as usize / BLOCK_TOKENS
+            });
+        }
+        report.reused = session.seen;
+        report.why = why.unwrap_or_else(|| "complete".to_owned());
+        report.ms = started.elapsed().as_secs_f64() * 1e3;
+        session.pending = record.ids[(session.seen as usize).min(record.ids.len())..].to_vec();
+        tracing::debug!(reused = report.reused, why = %report.why, "resumed");
+        Ok((session, report))
+    }
+
+    /// A block from memory or disk, in the code the session holds or as it was computed.
+    fn read_block(
+        &self,
+        session: &Session,
+        chain: &Chain,
+        b: usize,
+        ids: &[u32],
+    ) -> Result<(CodecId, Arc<BlockTiles>, u64), String> {
+        let mut last = String::from("not found");
+        let codes = (0..session.stack.runs.len())
+            .filter(|&r| Some(r) != session.stack.sink_run)
+            .map(|r| session.codec_of(r));
+        let mut wanted: Vec<Copies> = codes.filter(|c| !c.is_exact()).map(Copies::Coded).collect();
+        wanted.push(Copies::Exact);
+        for copies in wanted {
+            let name = &chain.names()[b];
+            if let Some((codec, tiles)) = self.store.mem().get(name, copies) {
+                return Ok((codec, tiles.clone(), tiles.bytes()));
+            }
+            let (Some(disk), Some(expect)) = (self.store.disk(), Expect::block(chain, b, ids, copies)) else {
+                continue;
+            };
+            match disk.get(&expect) {
+                Ok(block) => match self.adopt(session, &block) {
+                    Ok(Some(tiles)) => {
+                        let key = BlockKey { name: *name, codec: block.codec };
+                        self.store.mem().put(chain.owners()[b], key, tiles.bytes(), Arc::clone(&tiles));
+                        return Ok((block.codec, tiles, block.stored_len()));
+                    }
+                    Ok(None) => "its parts do not fit the layout".clone_into(&mut last),
+                    Err(e) => last = e.to_string(),
+                },
+                Err(miss) => last = miss.to_string(),
+            }
+        }
+        Err(last)
+    }
+
+    fn adopt(&self, session: &Session, block: &Block) -> Result<Option<Arc<BlockTiles>>> {
+        session.block_from(block.codec, block.parts())
+    }
+
+    /// Rebuilds every run from its snapshot and the blocks. Returns the bytes read, or the reason.
+    fn read_snapshot(
+        &self,
+        s: &mut Session,
+        record: &kvasir_store::Record,
+        blocks: &[(CodecId, Arc<BlockTiles>)],
+    ) -> std::result::Result<u64, String> {
+        let expect = record.snapshot(Copies::Exact).ok_or("it was never stored")?;
+        let block =
+            self.store.disk().ok_or("the store has no folder")?.get(&expect).map_err(|m| m.to_string())?;
+        let parts: Vec<&[u8]> = block.parts().collect();
+        let header: Vec<Vec<RunState>> =
+            serde_json::from_slice(parts.first().ok_or("it is empty")?).map_err(|e| e.to_string())?;
+        let tables: usize = s.tables.iter().map(Vec::len).sum();
+        let runs = s.stack.runs.len();
+        if header.len() != tables
+            || header.iter().any(|t| t.len() != runs)
+            || parts.len() != 2 + tables * runs
+        {
+            return Err("it was written for another layout or recipe".into());
+        }
+        let mut part = parts[1..].iter();
+        let mut lh = 0;
+        for layer in 0..s.tables.len() {
+            let dims = s.layout.layers[layer].clone();
+            for head in 0..s.tables[layer].len() {
+                for r in 0..runs {
+                    let bytes = part.next().ok_or("a part is missing")?;
+                    let run = rebuild(
+                        s,
+                        &header[lh][r],
+                        r,
+                        bytes,
+                        lh,
+                        blocks,
+                        (dims.k_dim.into(), dims.v_dim.into()),
+                    )
+                    .map_err(|e| e.to_string())?
+                    .ok_or("a run does not fit")?;
+                    s.tables[layer][head].runs[r] = run;
+                }
+                lh += 1;
+            }
+        }
+        let logits = parts[parts.len() - 1];
+        s.logits = (!logits.is_empty())
+            .then(|| logits.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+        Ok(block.stored_len())
+    }
+
+    /// Takes the longest prefix of `ids` that sessions of the same owner have computed. At least one token is left to compute.
+    fn reuse(&self, session: &mut Session, ids: &[u32]) -> Result<(u64, String)> {
+        let full = ids.len().saturating_sub(1) / BLOCK_TOKENS;
+        if full == 0 {
+            return Ok((0, format!("a prefix of whole blocks is at least {} tokens", BLOCK_TOKENS + 1)));
+        }
+        let owner = session.owner.clone().expect("checked by the caller");
+        let derived = Lineage::Derived(session.options.recipe.hash());
+        // Exact rows serve every recipe. Rows of the same recipe do, too: exact as far as the first pass went.
+        let first_pass = PASS_ROWS / BLOCK_TOKENS;
+        let mut lineages = vec![vec![Lineage::Exact; full]];
+        if session.stack.is_lossy() {
+            lineages.push((0..full).map(|b| if b < first_pass { Lineage::Exact } else { derived }).collect());
+        }
+        let mut best: Option<(usize, Chain)> = None;
+        for lineage in lineages {
+            let mut chain = Chain::new(&owner.key, session.identity());
+            for (b, lineage) in lineage.into_iter().enumerate() {
+                match &owner.share {
+                    Some(s) if (b + 1) * BLOCK_TOKENS <= s.tokens as usize => chain.set_key(&s.key),
+                    _ => chain.set_key(&owner.key),
+                }
+                chain.push(lineage, &ids[b * BLOCK_TOKENS..(b + 1) * BLOCK_TOKENS])?;
+            }
+            let codec = (1..session.stack.runs.len()).map(|r| session.codec_of(r)).find(|c| !c.is_exact());
+            let found = self
+                .store
+                .has(&chain, Copies::Exact)
+                .max(codec.map_or(0, |c| self.store.has(&chain, Copies::Coded(c))));
+            if best.as_ref().is_none_or(|b| found > b.0) {
+                best = Some((found, chain));
+            }
+        }
+        let Some((found, mut chain)) = best else { return Ok((0, "not found".to_owned())) };
+        let (mut bytes, mut why) =
+            (0, if found == full { "the rest is new" } else { "not found" }.to_owned());
+        let mut taken = 0;
+        for b in 0..found {
+            match self.read_block(session, &chain, b, ids) {
+                Ok((codec, tiles, n)) if session.take_block(b, codec, &tiles)? => {
+                    bytes += n;
+                    taken += 1;
+                }
+                Ok(_) => {
+                    why = format!("block {b}: stored in another code");
+                    break;
+                }
+                Err(miss) => {
+                    why = format!("block {b}: {miss}");
+                    break;
+                }
+            }
+        }
+        let exact = chain.lineages()[..taken].iter().take_while(|l| **l == Lineage::Exact).count();
+        session.exact_to = (exact * BLOCK_TOKENS) as u32;
+        session.ids = ids[..taken * BLOCK_TOKENS].to_vec();
+        chain.truncate(taken);
+        if let Some(o) = &mut session.owner {
+            o.chain = chain;
+        }
+        if taken > 0 {
+            session.wake(false)?;
+        }
+        Ok((bytes, why))
+    }
+}
+
+impl Session {
+    /// Computes `ids` behind what the session holds. An empty session first takes the longest prefix that is stored for its
+    /// owner. Full blocks are offered to other sessions at once.
+    pub fn prefill(&mut self, model: &dyn Model, ids: &[u32], cancel: &Cancel) -> Result<PrefillReport> {
+        self.usable()?;
+        let started = Instant::now();
+        kvasir_core::check::at_least("prefill.ids", ids.len(), 1)?;
+        let limit = self.layout.context;
+        if self.seen as u64 + ids.len() as u64 > limit as u64 {
+            return Err(Error::ContextOverflow { limit, got: self.seen as u64 + ids.len() as u64 });
+        }
+        let mut report =
+            PrefillReport { why: "the session was not empty".to_owned(), ..PrefillReport::default() };
+        if let (true, Some(owner)) = (self.is_empty() && self.private.is_none(), self.owner.clone()) {
+            let cache = Cache { store: owner.store, backend: Arc::clone(&self.backend) };
+            (report.bytes, report.why) = cache.reuse(self, ids)?;
+            report.reused = self.seen;
+        }
+        let rest = &ids[report.reused as usize..];
+        drive::prefill(model, self, rest, cancel)?;
+        report.computed = rest.len() as u32;
+        self.publish()?;
+        report.ms = started.elapsed().as_secs_f64() * 1e3;
+        Ok(report)
+    }
+
+    /// Serves `Want::Tokens`: computes the tokens a resume could not bring back. Returns how many went through the model.
+    pub fn recompute(&mut self, model: &dyn Model, cancel: &Cancel) -> Result<u32> {
+        let Some(i) = self.wants.iter().position(|w| matches!(w, Want::Tokens(_))) else { return Ok(0) };
+        let from = self.seen;
+        let ids = std::mem::take(&mut self.pending);
+        if let Err(e) = drive::prefill(model, self, &ids, cancel) {
+            // What was computed stays; the rest is still wanted.
+            self.pending = ids[(self.seen - from) as usize..].to_vec();
+            return Err(e);
+        }
+        self.wants.remove(i);
+        self.publish()?;
+        Ok(ids.len() as u32)
+    }
+}
+
+/// One run from its state.
+fn rebuild(
+    s: &Session,
+    state: &RunState,
+    r: usize,
+    bytes: &[u8],
+    lh: usize,
+    blocks: &[(CodecId, Arc<BlockTiles>)],
+    (k_dim, v_dim): (usize, usize),
+) -> Result<Option<Run>> {
+    let codes = s.stack.runs[r].clone();
+    let mut run = Run::new(codes.clone());
+    run.rows = state.rows;
+    run.meta.pos = match state.from {
+        Some(p) => Pos::From(p),
+        None if state.list.len() == state.rows as usize => Pos::List(Arc::new(state.list.clone())),
+        None => return Ok(None),
+    };
+    let count = (state.rows as usize).div_ceil(TILE_ROWS);
+    let tile = tile_bytes(&codes, k_dim, v_dim)?;
+    let beside = count * TILE_ROWS * 4;
+    let size = state.inline.len() * tile + (state.cols.len() + usize::from(state.bias)) * beside;
+    if crate::blocks::code_tags(&codes)? != state.tags || bytes.len() != size || state.inline.len() > count {
+        return Ok(None);
+    }
+    if count == 0 {
+        return Ok(Some(run));
+    }
+    let mem = if bytes.is_empty() { None } else { Some(s.backend.upload(bytes)?) };
+    let piece = |at: usize, len: usize| mem.as_ref().map(|m| m.slice(at..at + len)).transpose();
+    // Tiles of blocks sit in this run only if the block was stored in its code.
+    run.tiles = Arc::new(vec![]);
+    let mut tiles = Vec::with_capacity(count);
+    for t in 0..count {
+        if let Ok(i) = state.inline.binary_search(&(t as u32)) {
+            let Some(codes) = piece(i * tile, tile)? else { return Ok(None) };
+            tiles.push(Tile { codes, own: true });
+        } else {
+            let pos = run.meta.pos.at(t * TILE_ROWS) as usize;
+            let Some((codec, block)) = blocks.get(pos / BLOCK_TOKENS) else { return Ok(None) };
+            if *codec != s.codec_of(r) {
+                return Ok(None);
+            }
+            tiles.push(block.tile(lh, pos % BLOCK_TOKENS / TILE_ROWS));
+        }
+    }
+    run.tiles = Arc::new(tiles);
+    let mut at = state.inline.len() * tile;
+    for &c in &state.cols {
+        let Some(buf) = piece(at, beside)? else { return Ok(None) };
+        run.meta.cols.push((ColId(c), buf));
+        at += beside;
+    }
+    if state.bias {
+        run.meta.bias = piece(at, beside)?;
+    }
+    Ok(Some(run))
+}
+
+/// The reasons a session can be private, as constants.
+fn known_reason(reason: &str) -> &'static str {
+    ["rows were evicted", "rows were computed anew", "rows came without token ids", "rows of another engine"]
+        .into_iter()
+        .find(|r| *r == reason)
+        .unwrap_or("private when it was committed")
+}

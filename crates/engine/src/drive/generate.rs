@@ -1,0 +1,116 @@
+//! Prefill and decode. Repair rows that a policy wants ride in the decode batch, a few per step.
+
+use kvasir_core::{Ask, Batch, Error as CoreError, Logits, Model, Want, check};
+
+use crate::cancel::Cancel;
+use crate::pass::{Pass, Passes};
+use crate::session::Session;
+use crate::{Error, Result};
+
+/// Rows of one pass of a prefill.
+pub const PASS_ROWS: usize = 256;
+
+/// Computes `ids` behind what the session holds, in passes of [`PASS_ROWS`]; keeps the logits of the last row. A cancelled
+/// prefill keeps the passes that ended.
+pub fn prefill(model: &dyn Model, session: &mut Session, ids: &[u32], cancel: &Cancel) -> Result<()> {
+    session.usable()?;
+    let end = session.len() as u64 + ids.len() as u64;
+    if end > session.layout.context as u64 {
+        return Err(Error::ContextOverflow { limit: session.layout.context, got: end });
+    }
+    let chunks = ids.chunks(PASS_ROWS);
+    let last = chunks.len().saturating_sub(1);
+    for (i, chunk) in chunks.enumerate() {
+        let ask = if i == last { Ask::Last } else { Ask::None };
+        let logits = run(model, &mut [session], &[chunk], ask, i == last, cancel)?;
+        if i == last {
+            session.logits = Some(logits.row(0).to_vec());
+        }
+    }
+    super::serve_probes(model, session, cancel)
+}
+
+/// One decode step: token `tokens[i]` goes behind session `i`; each session keeps the logits that follow.
+pub fn step(model: &dyn Model, sessions: &mut [&mut Session], tokens: &[u32], cancel: &Cancel) -> Result<()> {
+    check::equal("step.tokens", "tokens", sessions.len(), tokens.len())?;
+    for s in sessions.iter() {
+        s.usable()?;
+        if s.len() >= s.layout.context {
+            return Err(Error::ContextOverflow { limit: s.layout.context, got: s.len() as u64 + 1 });
+        }
+    }
+    let chunks: Vec<&[u32]> = tokens.chunks(1).collect();
+    let logits = run(model, sessions, &chunks, Ask::Last, false, cancel)?;
+    for (i, s) in sessions.iter_mut().enumerate() {
+        s.logits = Some(logits.row(i).to_vec());
+        super::serve_probes(model, s, cancel)?;
+    }
+    Ok(())
+}
+
+/// One pass over new tokens of several sessions, repair rows included.
+pub(super) fn run(
+    model: &dyn Model,
+    sessions: &mut [&mut Session],
+    chunks: &[&[u32]],
+    ask: Ask,
+    prefill_end: bool,
+    cancel: &Cancel,
+) -> Result<Logits> {
+    cancel.check()?;
+    let mut batch = Batch { ids: Vec::new(), pos: Vec::new(), of: Vec::new(), ask };
+    let mut seqs: Vec<(Pass, &mut Session)> = Vec::with_capacity(sessions.len());
+    let mut begun = Ok(());
+    for (session, chunk) in sessions.iter_mut().zip(chunks) {
+        let start = batch.pos.len();
+        if session.layout().as_ref() != model.layout() {
+            begun = Err(CoreError::invalid(
+                "model",
+                "the model this session was opened for",
+                "another layout or fingerprint",
+            )
+            .into());
+            break;
+        }
+        let repair = if chunk.len() == 1 { next_repairs(session) } else { Vec::new() };
+        for &p in &repair {
+            batch.ids.push(session.ids[p as usize]);
+            batch.pos.push(p);
+        }
+        batch.pos.extend(session.len()..session.len() + chunk.len() as u32);
+        batch.ids.extend_from_slice(chunk);
+        batch.of.push(start as u32..batch.pos.len() as u32);
+        match Pass::begin(session, &batch.ids[start..], &batch.pos[start..]) {
+            Ok(pass) => seqs.push((pass, session)),
+            Err(e) => {
+                begun = Err(e);
+                break;
+            }
+        }
+    }
+    let mut passes = Passes::new(seqs).with_cancel(cancel);
+    let mut logits = Logits::default();
+    let ran = begun.and_then(|()| model.forward(&batch, &mut passes, &mut logits).map_err(Error::from));
+    match ran {
+        Ok(()) => passes.end(prefill_end).map(|()| logits),
+        Err(e) => {
+            passes.discard();
+            Err(e)
+        }
+    }
+}
+
+/// The positions to repair in this step, ascending; what remains stays in the queue.
+fn next_repairs(session: &mut Session) -> Vec<u32> {
+    let Some(i) = session.wants.iter().position(|w| matches!(w, Want::Repair { .. })) else {
+        return Vec::new();
+    };
+    let Some(Want::Repair { pos, per_step }) = session.wants.get_mut(i) else { return Vec::new() };
+    let n = pos.len().min((*per_step).into());
+    let mut now: Vec<u32> = pos.drain(..n).collect();
+    if pos.is_empty() {
+        session.wants.remove(i);
+    }
+    now.sort_unstable();
+    now
+}

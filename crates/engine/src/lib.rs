@@ -1,0 +1,30 @@
+//! The engine: sessions, passes, plans, commit and resume.
+//!
+//! A [`Session`] holds the tables of one sequence. The model runs through [`Passes`], which are its [`Hooks`]; between
+//! passes policies plan and [`Session`] applies. [`Cache`] opens, commits and resumes sessions over a store.
+//!
+//! [`Hooks`]: kvasir_core::Hooks
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod blocks;
+mod cache;
+mod cancel;
+mod commit;
+pub mod drive;
+mod error;
+mod floor;
+mod pass;
+mod pick;
+mod recipe;
+mod session;
+
+pub use blocks::{BlockTiles, SharedPrefix};
+pub use cache::{Cache, PrefillReport, ResumeReport};
+pub use cancel::Cancel;
+pub use commit::CommitReport;
+pub use error::{Error, Result};
+pub use pass::{Pass, Passes, select};
+pub use recipe::Recipe;
+pub use session::{Dtype, PlanStats, Session, SessionOptions};
