@@ -29,6 +29,7 @@ const testUses = {
   store: ['testkit'],
   model: ['testkit', 'cpu'],
   engine: ['testkit', 'model'],
+  testkit: ['cpu'],
 }
 const mayBeUnsafe = ['cpu', 'cuda', 'node']
 

@@ -48,7 +48,10 @@ pub trait Backend: Send + Sync {
 
     /// Allocates and fills a buffer of f32 numbers.
     fn upload_f32(&self, data: &[f32]) -> Result<Buf> {
-        let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut bytes = vec![0u8; data.len() * 4];
+        for (to, x) in bytes.chunks_exact_mut(4).zip(data) {
+            to.copy_from_slice(&x.to_le_bytes());
+        }
         self.upload(&bytes)
     }
 }

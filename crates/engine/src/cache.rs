@@ -69,6 +69,13 @@ impl Cache {
         Ok(Self { store: Arc::new(Store::open(options)?), backend })
     }
 
+    /// The same store for sessions on another backend. Blocks in memory are shared, so it must be able to read the memory of
+    /// this one, as every CPU backend can.
+    #[must_use]
+    pub fn on(&self, backend: Arc<dyn Backend>) -> Self {
+        Self { store: Arc::clone(&self.store), backend }
+    }
+
     /// The store.
     pub fn store(&self) -> &Store<Arc<BlockTiles>> {
         &self.store
@@ -113,6 +120,29 @@ impl Cache {
         share: Option<SharedPrefix>,
         layout: Arc<Layout>,
     ) -> Result<(Session, ResumeReport)> {
+        self.bring_back(id, tenant, share, layout, None)
+    }
+
+    /// As `resume`, for a caller who says how the session keeps its rows: `Mismatch` if it was committed otherwise.
+    pub fn resume_as(
+        &self,
+        id: &str,
+        tenant: &str,
+        share: Option<SharedPrefix>,
+        layout: Arc<Layout>,
+        options: &SessionOptions,
+    ) -> Result<(Session, ResumeReport)> {
+        self.bring_back(id, tenant, share, layout, Some(options))
+    }
+
+    fn bring_back(
+        &self,
+        id: &str,
+        tenant: &str,
+        share: Option<SharedPrefix>,
+        layout: Arc<Layout>,
+        expected: Option<&SessionOptions>,
+    ) -> Result<(Session, ResumeReport)> {
         let started = Instant::now();
         let key = self.store.tenant(tenant)?;
         let record = match self.store.record(&key, id) {
@@ -124,6 +154,9 @@ impl Cache {
             serde_json::from_slice(&record.state).map_err(|e| CoreError::malformed("session record", e))?;
         let options =
             SessionOptions { dtype: state.dtype, keys: state.keys, recipe: Recipe::parse(&state.recipe)? };
+        if let Some(expected) = expected {
+            expect_options(id, &options, expected)?;
+        }
         let share = share.map(|s| SharedPrefix { tokens: state.shared_tokens, ..s });
         let mut session = self.session(tenant, share, layout, options)?;
         if session.identity() != record.identity {
@@ -382,27 +415,41 @@ impl Cache {
 
 impl Session {
     /// Computes `ids` behind what the session holds. An empty session first takes the longest prefix that is stored for its
-    /// owner. Full blocks are offered to other sessions at once.
+    /// owner. Full blocks are offered to other sessions at once. On error the session is as before.
     pub fn prefill(&mut self, model: &dyn Model, ids: &[u32], cancel: &Cancel) -> Result<PrefillReport> {
         self.usable()?;
         let started = Instant::now();
         kvasir_core::check::at_least("prefill.ids", ids.len(), 1)?;
-        let limit = self.layout.context;
-        if self.seen as u64 + ids.len() as u64 > limit as u64 {
-            return Err(Error::ContextOverflow { limit, got: self.seen as u64 + ids.len() as u64 });
+        self.fits(ids.len())?;
+        cancel.expect(ids.len());
+        let before = self.point();
+        match self.reuse_and_compute(model, ids, cancel) {
+            Ok(report) => Ok(PrefillReport { ms: started.elapsed().as_secs_f64() * 1e3, ..report }),
+            Err(e) => {
+                self.back_to(before)?;
+                Err(e)
+            }
         }
+    }
+
+    fn reuse_and_compute(
+        &mut self,
+        model: &dyn Model,
+        ids: &[u32],
+        cancel: &Cancel,
+    ) -> Result<PrefillReport> {
         let mut report =
             PrefillReport { why: "the session was not empty".to_owned(), ..PrefillReport::default() };
         if let (true, Some(owner)) = (self.is_empty() && self.private.is_none(), self.owner.clone()) {
             let cache = Cache { store: owner.store, backend: Arc::clone(&self.backend) };
             (report.bytes, report.why) = cache.reuse(self, ids)?;
             report.reused = self.seen;
+            cancel.advance(report.reused as usize);
         }
         let rest = &ids[report.reused as usize..];
         drive::prefill(model, self, rest, cancel)?;
         report.computed = rest.len() as u32;
         self.publish()?;
-        report.ms = started.elapsed().as_secs_f64() * 1e3;
         Ok(report)
     }
 
@@ -419,6 +466,19 @@ impl Session {
         self.wants.remove(i);
         self.publish()?;
         Ok(ids.len() as u32)
+    }
+}
+
+/// `Mismatch` where a session was committed under other options than the caller expects.
+fn expect_options(id: &str, stored: &SessionOptions, given: &SessionOptions) -> Result<()> {
+    let pairs = [
+        ("kv", format!("{:?}", stored.dtype).to_lowercase(), format!("{:?}", given.dtype).to_lowercase()),
+        ("recipe", stored.recipe.to_json().to_string(), given.recipe.to_json().to_string()),
+        ("keys", format!("{:?}", stored.keys), format!("{:?}", given.keys)),
+    ];
+    match pairs.into_iter().find(|(_, stored, given)| stored != given) {
+        None => Ok(()),
+        Some((field, stored, given)) => Err(Error::Mismatch { id: id.to_owned(), field, stored, given }),
     }
 }
 

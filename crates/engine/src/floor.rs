@@ -4,9 +4,10 @@
 
 use std::sync::Arc;
 
-use kvasir_core::{Attend, AttendSeq, Buf, Call, Rope, RopeArg, Table};
+use kvasir_core::{Attend, AttendSeq, Buf, Call, Table};
 
 use crate::Result;
+use crate::pass::rope_of;
 use crate::session::Session;
 
 impl Session {
@@ -29,12 +30,7 @@ impl Session {
 
     fn attend_with(&self, layer: usize, q: &Buf, pos: &[u32], tables: &[Table]) -> Result<Vec<f32>> {
         let at = &self.layout.layers[layer];
-        let rope = match at.rope {
-            Rope::None => None,
-            Rope::Half(side) | Rope::Adjacent(side) => {
-                Some(RopeArg { kind: at.rope, inv_freq: Arc::clone(self.layout.side(side)?) })
-            }
-        };
+        let rope = rope_of(self, layer)?;
         let out = self.backend.alloc(pos.len() * at.q_heads as usize * at.v_dim as usize * 4)?;
         let q_pos: Arc<[u32]> = pos.into();
         self.backend.submit(Call::Attend(Box::new(Attend {

@@ -62,10 +62,7 @@ impl Pass {
         if let Some((i, &p)) = pos[new..].iter().enumerate().find(|&(i, &p)| p != session.seen + i as u32) {
             return Err(CoreError::invalid("pass.pos", session.seen + i as u32, p).into());
         }
-        let end = session.seen as u64 + (pos.len() - new) as u64;
-        if end > session.layout.context as u64 {
-            return Err(Error::ContextOverflow { limit: session.layout.context, got: end });
-        }
+        session.fits(pos.len() - new)?;
         Ok(Self::start(session, Kind::Keep, ids, pos))
     }
 
@@ -140,12 +137,7 @@ impl Pass {
         out.pos.clone_from(&q.pos);
         out.of = std::iter::once(0..q.len() as u32).collect();
 
-        let rope = match at.rope {
-            Rope::None => None,
-            Rope::Half(side) | Rope::Adjacent(side) => {
-                Some(RopeArg { kind: at.rope, inv_freq: Arc::clone(s.layout.side(side)?) })
-            }
-        };
+        let rope = rope_of(s, layer)?;
         self.write(s, layer, k, v, rope.as_ref())?;
         let columns = self.columns(s, layer)?;
 
@@ -202,6 +194,15 @@ impl Pass {
             s.backend.submit(Call::Copy { src, dst: dst.clone() })?;
             self.probes[layer] = Some((dst, q.pos[q.len() - keep..].to_vec()));
         }
+        self.attended[layer] = true;
+        Ok(())
+    }
+
+    /// Takes keys and values of a layer whose attention is computed elsewhere. Score columns keep what they had.
+    pub fn append(&mut self, s: &mut Session, layer: usize, k: &Rows, v: &Rows) -> Result<()> {
+        let rope = rope_of(s, layer)?;
+        self.write(s, layer, k, v, rope.as_ref())?;
+        self.columns(s, layer)?;
         self.attended[layer] = true;
         Ok(())
     }
@@ -370,6 +371,17 @@ impl Pass {
         s.tables = self.before;
         s.in_pass = false;
     }
+}
+
+/// The rotation of a layer.
+pub(crate) fn rope_of(s: &Session, layer: usize) -> Result<Option<RopeArg>> {
+    let kind = s.layout.layers[layer].rope;
+    Ok(match kind {
+        Rope::None => None,
+        Rope::Half(side) | Rope::Adjacent(side) => {
+            Some(RopeArg { kind, inv_freq: Arc::clone(s.layout.side(side)?) })
+        }
+    })
 }
 
 /// Index of the row at `pos` in a run.

@@ -7,8 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use kvasir_core::{
-    Backend, Buf, Call, ColId, Error as CoreError, Format, Home, KeySpace, KvPolicy, Layout, Life, Run,
-    Table, Tile, Trigger, View, Wake, Want, tile_bytes,
+    Backend, Buf, Call, ColId, Error as CoreError, Format, Home, KeySpace, KvPolicy, Layout, Life, Positions,
+    Run, Table, Tile, Trigger, View, Wake, Want, tile_bytes,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -249,11 +249,10 @@ impl Session {
     }
 
     pub(crate) fn visible_rows(&self, table: &Table) -> u32 {
+        // Hidden slots are those of the sinks: the first of their run.
         let hidden = |(r, run): (usize, &Run)| match run.meta.bias {
             None => 0,
-            Some(_) => {
-                (0..run.rows as usize).filter(|&i| self.stack.hides(r, run.meta.pos.at(i))).count() as u32
-            }
+            Some(_) => (0..run.rows as usize).take_while(|&i| self.stack.hides(r, run.meta.pos.at(i))).count() as u32,
         };
         table.rows() - table.runs.iter().enumerate().map(hidden).sum::<u32>()
     }
@@ -350,7 +349,8 @@ impl Session {
         self.logits = None;
     }
 
-    pub(crate) fn usable(&self) -> Result<()> {
+    /// `Closed` after `close`, `Busy` while a pass has not ended.
+    pub fn usable(&self) -> Result<()> {
         if self.closed {
             return Err(Error::Closed { what: "session" });
         }
@@ -358,6 +358,17 @@ impl Session {
             return Err(Error::Busy { what: "a pass has not ended".into() });
         }
         Ok(())
+    }
+
+    /// `new` more rows stay inside the model's context. With packed positions only the rows held count: a stream may go on
+    /// for ever.
+    pub(crate) fn fits(&self, new: usize) -> Result<()> {
+        let (limit, packed) = (self.layout.context, self.stack.positions == Positions::Packed);
+        let held = if packed { self.rows() } else { self.seen };
+        // A packed prefill evicts between its passes.
+        let new = if packed { new.min(crate::drive::PASS_ROWS) } else { new };
+        let got = held as u64 + new as u64;
+        if got > limit as u64 { Err(Error::ContextOverflow { limit, got }) } else { Ok(()) }
     }
 
     /// A fresh tile for a run of a head. Tiles come from chunks that grow to eight, so that a head's tiles lie together.

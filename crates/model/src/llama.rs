@@ -80,7 +80,13 @@ struct Loader<'a> {
     types: BTreeMap<&'static str, u32>,
     bytes: u64,
     left: Vec<String>,
+    watch: Watch<'a>,
+    done: usize,
+    total: usize,
 }
+
+/// Told of each tensor read, and of how many there are; an error stops the load.
+type Watch<'a> = &'a mut dyn FnMut(usize, usize) -> Result<()>;
 
 impl Loader<'_> {
     /// The tensor `name`; its role, type and bytes go into the fingerprint.
@@ -96,6 +102,8 @@ impl Loader<'_> {
         *self.types.entry(type_name(kind)).or_default() += 1;
         self.bytes += data.len() as u64;
         self.left.retain(|n| n != name);
+        self.done += 1;
+        (self.watch)(self.done, self.total)?;
         Ok((kind, data))
     }
 
@@ -141,13 +149,22 @@ const NAMES: [(&str, &str, &str); 9] = [
 impl Llama {
     /// Loads a `.gguf` file, or a folder with `config.json` and safetensors.
     pub fn load(path: impl AsRef<Path>, backend: Arc<dyn Backend>) -> Result<Self> {
+        Self::load_watched(path, backend, &mut |_, _| Ok(()))
+    }
+
+    /// As `load`. `watch` is told of each tensor read, and of how many there are; its error stops the load.
+    pub fn load_watched(
+        path: impl AsRef<Path>,
+        backend: Arc<dyn Backend>,
+        watch: &mut dyn FnMut(usize, usize) -> Result<()>,
+    ) -> Result<Self> {
         let path = path.as_ref();
         let found = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
         if found.is_dir() {
             let folder = Folder::open(path)?;
             let shape = Shape::from_config(&folder.config, &folder.what())?;
             let metadata = json!({ "format": "hf", "config": folder.config });
-            Self::build(&folder, shape, FileFormat::HuggingFace, metadata, backend)
+            Self::build(&folder, shape, FileFormat::HuggingFace, metadata, backend, watch)
         } else {
             let file = Gguf::open(path)?;
             let embed = file
@@ -165,7 +182,7 @@ impl Llama {
                 }
             };
             let metadata = json!({ "format": "gguf", "metadata": meta });
-            Self::build(&file, shape, FileFormat::Gguf, metadata, backend)
+            Self::build(&file, shape, FileFormat::Gguf, metadata, backend, watch)
         }
     }
 
@@ -175,6 +192,7 @@ impl Llama {
         format: FileFormat,
         metadata: Json,
         backend: Arc<dyn Backend>,
+        watch: Watch<'_>,
     ) -> Result<Self> {
         let mut left = src.names();
         left.sort_unstable();
@@ -192,7 +210,8 @@ impl Llama {
             hash.update(&n.to_le_bytes());
         }
 
-        let mut l = Loader { src, backend: &*backend, hash, types: BTreeMap::new(), bytes: 0, left };
+        let (types, total) = (BTreeMap::new(), left.len());
+        let mut l = Loader { src, backend: &*backend, hash, types, bytes: 0, left, watch, done: 0, total };
         let gguf = format == FileFormat::Gguf;
         let top = |g: &'static str, h: &'static str| if gguf { g } else { h };
         let (hidden, ffn, vocab) = (shape.hidden as usize, shape.ffn as usize, shape.vocab as usize);

@@ -37,6 +37,9 @@ const SESSION: &str = ".session";
 /// A change of a folder within this time of a look may carry the same time stamp: the look is not trusted then.
 const CLOCK_GRAIN_MS: u64 = 50;
 
+/// How often `forget` empties a folder that another process keeps filling.
+const FORGET_TRIES: u32 = 64;
+
 /// Open pack files kept for the next read.
 const OPEN_FILES: usize = 16;
 
@@ -465,9 +468,10 @@ impl Disk {
                 self.open_files().retain(|(no, _)| !gone.contains(no));
             }
         }
-        // Twice: another process may be writing one more file right now.
+        // Again and again: another process may be writing one more file right now. One that never stops is an error.
         let mut result = Ok(());
-        for _ in 0..2 {
+        for _ in 0..FORGET_TRIES {
+            result = Ok(());
             let names = match self.fs.list(&dir) {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(out),
                 other => other.map_err(|e| Error::io("list", &dir, 0, e))?,
@@ -481,10 +485,7 @@ impl Disk {
                 }
             }
             match self.fs.remove_dir(&dir) {
-                Ok(()) => {
-                    result = Ok(());
-                    break;
-                }
+                Ok(()) => break,
                 Err(e) if result.is_ok() => result = Err(Error::io("remove_dir", &dir, 0, e)),
                 Err(_) => {}
             }

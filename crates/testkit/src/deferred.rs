@@ -105,7 +105,9 @@ fn bufs(call: &Call) -> Vec<&Buf> {
         Call::MatMul { x, w, out, .. } => vec![x, &w.data, out],
         Call::Activate { a, b, out, .. } | Call::RowDistance { a, b, out, .. } => vec![a, b, out],
         Call::Add { x, y } => vec![x, y],
-        Call::Append { k, v, writes, .. } => [k, v].into_iter().chain(writes.iter().map(|w| &w.tile)).collect(),
+        Call::Append { k, v, writes, .. } => {
+            [k, v].into_iter().chain(writes.iter().map(|w| &w.tile)).collect()
+        }
         Call::Attend(a) => {
             let mut all = vec![&a.q, &a.out];
             all.extend(a.lse.as_ref());
@@ -160,7 +162,11 @@ mod tests {
                 Call::Fill { dst, value } => put(&dst, &value.to_le_bytes().repeat(dst.bytes() / 4)),
                 Call::Copy { src, dst } => put(&dst, &bytes_of(&src)),
                 Call::Add { x, y } => {
-                    let sum = f32s(&x).iter().zip(f32s(&y)).flat_map(|(a, b)| (a + b).to_le_bytes()).collect::<Vec<_>>();
+                    let sum = f32s(&x)
+                        .iter()
+                        .zip(f32s(&y))
+                        .flat_map(|(a, b)| (a + b).to_le_bytes())
+                        .collect::<Vec<_>>();
                     put(&x, &sum)
                 }
                 _ => Err(Error::unsupported("call")),

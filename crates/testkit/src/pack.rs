@@ -54,7 +54,11 @@ pub fn put_row(format: Format, part: PartOf, bytes: &mut [u8], t: usize, row: &[
         Format::F16 | Format::Bf16 => {
             for c in 0..d {
                 let x = row.get(c).copied().unwrap_or(0.0);
-                let bits = if format == Format::F16 { f16::from_f32(x).to_bits() } else { bf16::from_f32(x).to_bits() };
+                let bits = if format == Format::F16 {
+                    f16::from_f32(x).to_bits()
+                } else {
+                    bf16::from_f32(x).to_bits()
+                };
                 put16(bytes, place16(part, t, c, d), bits);
             }
         }
@@ -186,7 +190,9 @@ mod tests {
     fn rows_come_back_within_half_a_step() {
         let mut noise = Noise::new(1);
         for dim in [8, 64, 80, 128] {
-            for (format, step) in [(Format::F32, 0.0), (Format::F16, 1e-3), (Format::Bf16, 8e-3), (Format::INT8, 1.0 / 127.0)] {
+            for (format, step) in
+                [(Format::F32, 0.0), (Format::F16, 1e-3), (Format::Bf16, 8e-3), (Format::INT8, 1.0 / 127.0)]
+            {
                 let codes = [Code::rotated(format), Code::plain(format)];
                 let (k, v) = (noise.normals(19 * dim), noise.normals(19 * dim));
                 let bytes = pack(&codes, dim, dim, &k, &v);

@@ -28,7 +28,11 @@ fn all(rows: &[u32]) -> BTreeSet<Row> {
 }
 
 /// Rows of `among` by falling value, the older first where values are equal.
-fn by_value(among: impl Iterator<Item = Row>, col: &dyn Fn(usize) -> Vec<f32>, heads: usize) -> Vec<(Row, f32)> {
+fn by_value(
+    among: impl Iterator<Item = Row>,
+    col: &dyn Fn(usize) -> Vec<f32>,
+    heads: usize,
+) -> Vec<(Row, f32)> {
     let values: Vec<Vec<f32>> = (0..heads).map(col).collect();
     let mut list: Vec<(Row, f32)> = among.map(|r| (r, values[r.0][r.1 as usize])).collect();
     list.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.1.cmp(&b.0.1)).then(a.0.0.cmp(&b.0.0)));

@@ -2,14 +2,23 @@
 
 use std::sync::Arc;
 
-use kvasir_cpu::{Cpu, CpuOptions, Isa};
-use kvasir_testkit::contract;
+use kvasir_core::Backend;
+use kvasir_testkit::{Deferred, contract};
 
-fn cpu(isa: Isa) -> Cpu {
-    Cpu::new(CpuOptions { isa, threads: Some(2) }).expect("a backend")
+use crate::cpus;
+
+#[test]
+fn every_path_keeps_the_contract() {
+    for backend in cpus() {
+        contract::run(&backend);
+    }
 }
 
 #[test]
-fn scalar_keeps_the_contract() {
-    contract::run(&cpu(Isa::Scalar));
+fn the_deferred_backend_keeps_the_contract() {
+    for backend in cpus() {
+        let deferred = Deferred::new(Arc::new(backend));
+        contract::run(&deferred);
+        assert!(deferred.reads() > 0 && deferred.info().kind == "deferred");
+    }
 }

@@ -1,7 +1,10 @@
 //! Tests of the CPU backend.
 
 mod attend;
+mod contract;
+mod dense;
 mod scene;
+mod tiles;
 
 use kvasir_cpu::{Cpu, CpuOptions, Isa};
 

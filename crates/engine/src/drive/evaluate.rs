@@ -111,6 +111,7 @@ pub fn evaluate(
             kvasir_core::Error::invalid("evaluate.prefix", format_args!("below {size}"), o.prefix).into()
         );
     }
+    cancel.expect(count * (size + o.bos.iter().len() - 1));
     let mut total = Evaluation::default();
     let (mut sum, mut dense_sum, mut kl_sum, mut same) = (0.0, 0.0, 0.0, 0u64);
     for chunk in o.ids.chunks_exact(size).take(count) {
@@ -129,6 +130,7 @@ pub fn evaluate(
                 if o.dense {
                     run(model, &mut [&mut dense], &[pass], Ask::None, false, cancel)?;
                 }
+                cancel.advance(pass.len());
             }
             lossy.freeze(false);
             lossy.wake(true)?;
@@ -155,6 +157,7 @@ pub fn evaluate(
                 total.tokens += 1;
             }
             at += pass.len();
+            cancel.advance(pass.len());
         }
         total.bytes_per_token += lossy.bytes_held() as f64 / lossy.len() as f64;
         total.coded_tiles += lossy.coded_tiles();

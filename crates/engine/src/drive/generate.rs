@@ -14,15 +14,13 @@ pub const PASS_ROWS: usize = 256;
 /// prefill keeps the passes that ended.
 pub fn prefill(model: &dyn Model, session: &mut Session, ids: &[u32], cancel: &Cancel) -> Result<()> {
     session.usable()?;
-    let end = session.len() as u64 + ids.len() as u64;
-    if end > session.layout.context as u64 {
-        return Err(Error::ContextOverflow { limit: session.layout.context, got: end });
-    }
+    session.fits(ids.len())?;
     let chunks = ids.chunks(PASS_ROWS);
     let last = chunks.len().saturating_sub(1);
     for (i, chunk) in chunks.enumerate() {
         let ask = if i == last { Ask::Last } else { Ask::None };
         let logits = run(model, &mut [session], &[chunk], ask, i == last, cancel)?;
+        cancel.advance(chunk.len());
         if i == last {
             session.logits = Some(logits.row(0).to_vec());
         }
@@ -35,9 +33,7 @@ pub fn step(model: &dyn Model, sessions: &mut [&mut Session], tokens: &[u32], ca
     check::equal("step.tokens", "tokens", sessions.len(), tokens.len())?;
     for s in sessions.iter() {
         s.usable()?;
-        if s.len() >= s.layout.context {
-            return Err(Error::ContextOverflow { limit: s.layout.context, got: s.len() as u64 + 1 });
-        }
+        s.fits(1)?;
     }
     let chunks: Vec<&[u32]> = tokens.chunks(1).collect();
     let logits = run(model, sessions, &chunks, Ask::Last, false, cancel)?;

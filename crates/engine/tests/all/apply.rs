@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kvasir_core::{
-    At, Budget, ColId, KvPolicy, KvSpec, Layout, Model, Per, Pick, Plan, Probe, Result, Source, Trigger,
+    At, Budget, ColId, KvPolicy, KvSpec, Layout, Model, Per, Pick, Plan, Positions, Probe, Result, Source, Trigger,
     View, Wake,
 };
 use kvasir_cpu::Isa;
@@ -133,4 +133,49 @@ fn a_harsh_recipe_shows_in_kl() {
     let coded = evaluate(int8());
     assert!(coded.kl > 0.0 && coded.coded_tiles > 0, "{coded:?}");
     assert!(coded.kl < 0.05, "{coded:?}");
+}
+
+/// StreamingLLM's shape: sinks and a window, positions counted among the kept rows.
+struct Window {
+    rows: u32,
+}
+
+impl KvPolicy for Window {
+    fn spec(&self, _: &Layout) -> Result<KvSpec> {
+        let wake = Trigger::Over { budget: Budget::Rows(self.rows), slack_rows: 4 };
+        Ok(KvSpec::dense().wake(wake).positions(Positions::Packed).evicts())
+    }
+    fn plan(&mut self, _: Wake, _: &View<'_>, plan: &mut Plan) -> Result<()> {
+        plan.keep(At::all(), Pick::First(4).or(Pick::Last(self.rows - 4)));
+        Ok(())
+    }
+}
+
+#[test]
+fn packed_positions_stream_past_the_context() {
+    let (backend, model) = model(Isa::Auto);
+    let layout = Arc::new(model.layout().clone());
+    let text = ids(100, 6);
+    let mut plain = Session::new(Arc::clone(&backend), Arc::clone(&layout), dense(Dtype::F32)).unwrap();
+    let new = |rows| {
+        let window = vec![Box::new(Window { rows }) as Box<dyn KvPolicy>];
+        Session::with_policies(Arc::clone(&backend), Arc::clone(&layout), dense(Dtype::F32), window).unwrap()
+    };
+    // While nothing is dropped, packed and original positions are the same.
+    let mut roomy = new(300);
+    for s in [&mut plain, &mut roomy] {
+        drive::prefill(&model, s, &text, &Cancel::default()).unwrap();
+        greedy(&model, s, 5);
+    }
+    let gap = plain.logits().unwrap().iter().zip(roomy.logits().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(gap < 1e-3, "gap {gap}");
+
+    let mut stream = new(64);
+    drive::prefill(&model, &mut stream, &ids(900, 7), &Cancel::default()).unwrap();
+    greedy(&model, &mut stream, 20);
+    assert_eq!(stream.len(), 920);
+    assert!(stream.rows() <= 68);
+    assert!(stream.logits().unwrap().iter().all(|x| x.is_finite()));
+    let kept = stream.tables()[0][0].runs[0].meta.pos.to_vec(4);
+    assert_eq!(kept, [0, 1, 2, 3]);
 }

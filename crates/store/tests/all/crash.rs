@@ -103,7 +103,7 @@ fn check(dir: &Path) -> BTreeMap<u64, u64> {
     assert_eq!(stats.corrupt, 0, "no file is half written");
     let folder = dir.join(tenant.tag().hex());
     for name in std::fs::read_dir(folder).into_iter().flatten().map(|e| e.unwrap().file_name()) {
-        assert!(!name.to_string_lossy().ends_with(".tmp"), "a stray is left: {name:?}");
+        assert!(!name.to_string_lossy().ends_with(".tmp"), "a stray is left: {}", name.display());
     }
     found
 }

@@ -34,7 +34,10 @@ fn handles_that_share_a_folder_read_what_is_right_or_nothing() {
                             Err(e) => assert!(["Io", "StoreFull"].contains(&e.code()), "{e}"),
                         }
                         if worker == 3 && turn % 40 == 39 {
-                            disk.forget(tenant.tag()).unwrap();
+                            // The other handle may write faster than this one removes; that is said, not hidden.
+                            if let Err(e) = disk.forget(tenant.tag()) {
+                                assert_eq!(e.code(), "Io", "{e}");
+                            }
                         }
                     }
                     hits

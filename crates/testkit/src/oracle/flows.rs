@@ -319,9 +319,10 @@ pub fn dkv(m: &NaiveLlama, prompt: &[u32], masks: usize, steps: usize, reload: u
     let mut out: Vec<Step> = Vec::new();
     for i in 0..steps {
         let full = i < 2 || i % reload == 0;
-        let at: Vec<u32> = match full {
-            true => all.clone(),
-            false => all.iter().copied().filter(|p| !known[i - 1].contains(p)).collect(),
+        let at: Vec<u32> = if full {
+            all.clone()
+        } else {
+            all.iter().copied().filter(|p| !known[i - 1].contains(p)).collect()
         };
         let mut x = m.embed(&at.iter().map(|&p| state.ids[p as usize]).collect::<Vec<_>>());
         let mut step = Step {
@@ -523,11 +524,15 @@ mod tests {
     use super::*;
 
     fn model() -> NaiveLlama {
-        NaiveLlama::from_gguf(concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/models/stories260K-f32.gguf"))
+        NaiveLlama::from_gguf(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../testdata/models/stories260K-f32.gguf"
+        ))
     }
 
     fn text(range: std::ops::Range<usize>) -> Vec<u32> {
-        let bytes = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/golden/alice.tok512.u16"));
+        let bytes =
+            std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/golden/alice.tok512.u16"));
         let bytes = bytes.expect("testdata/golden/alice.tok512.u16");
         range.map(|i| u32::from(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]))).collect()
     }

@@ -140,7 +140,8 @@ pub fn softmax(x: &[f64]) -> Row {
 
 /// Index of the largest number, the first of equals.
 pub fn argmax(x: &[f64]) -> u32 {
-    let best = x.iter().enumerate().fold((0, f64::NEG_INFINITY), |b, (i, &v)| if v > b.1 { (i, v) } else { b });
+    let best =
+        x.iter().enumerate().fold((0, f64::NEG_INFINITY), |b, (i, &v)| if v > b.1 { (i, v) } else { b });
     best.0 as u32
 }
 
@@ -277,7 +278,8 @@ mod tests {
     fn the_bundled_model_gives_the_golden_ids_and_logits() {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../testdata/");
         let model = NaiveLlama::from_gguf(format!("{root}models/stories260K-f32.gguf"));
-        let text = std::fs::read_to_string(format!("{root}golden/stories260K.greedy.json")).expect("golden file");
+        let text =
+            std::fs::read_to_string(format!("{root}golden/stories260K.greedy.json")).expect("golden file");
         let golden: serde_json::Value = serde_json::from_str(&text).expect("golden json");
         for case in golden.as_array().expect("a list") {
             let ids = |key: &str| -> Vec<u32> {

@@ -1,0 +1,3 @@
+//! Tests of the test kit: the contract accepts a sound backend and notices a broken one.
+
+mod contract;
