@@ -12,6 +12,7 @@ mod call;
 pub mod check;
 mod code;
 mod error;
+pub mod eval;
 mod layout;
 mod model;
 mod plan;

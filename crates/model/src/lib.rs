@@ -6,7 +6,7 @@
 
 #![forbid(unsafe_code)]
 
-pub mod eval;
+pub use kvasir_core::eval;
 pub mod gguf;
 mod llama;
 pub mod safetensors;

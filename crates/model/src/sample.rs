@@ -16,7 +16,7 @@ use kvasir_core::{Error, Result, check};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
-use crate::eval::top1;
+use kvasir_core::eval::top1;
 
 /// How ids are chosen. The default is greedy.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

@@ -138,8 +138,9 @@ impl<V: Clone> Store<V> {
             self.keep(record);
             return Ok(Commit { generation: record.generation, ms: ms(), ..Commit::default() });
         };
+        let rec = disk.put_record(record)?;
         let put = disk.put(blocks)?;
-        let bytes = put.bytes + disk.put_record(record)?;
+        let bytes = put.bytes + rec;
         self.records().remove(&(record.owner, record.session));
         Ok(Commit {
             written: put.written,

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use kvasir_core::eval::{kl, nll, top1};
 use kvasir_core::{Ask, Backend, Model, check};
 use serde::Serialize;
 
@@ -56,37 +57,6 @@ pub struct Evaluation {
     pub refused: u64,
     /// Wall time.
     pub ms: f64,
-}
-
-/// Negative log-likelihood of `target`, nats.
-pub fn nll(logits: &[f32], target: u32) -> f64 {
-    log_sum_exp(logits) - f64::from(logits[target as usize])
-}
-
-/// KL(p || q) of two rows of logits, nats.
-pub fn kl(p: &[f32], q: &[f32]) -> f64 {
-    let (zp, zq) = (log_sum_exp(p), log_sum_exp(q));
-    let term = |(&a, &b): (&f32, &f32)| {
-        let (a, b) = (f64::from(a) - zp, f64::from(b) - zq);
-        a.exp() * (a - b)
-    };
-    p.iter().zip(q).map(term).sum::<f64>().max(0.0)
-}
-
-/// Index of the largest logit, the lowest among equals.
-pub fn top1(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &x) in logits.iter().enumerate() {
-        if x > logits[best] {
-            best = i;
-        }
-    }
-    best
-}
-
-fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    f64::from(max) + x.iter().map(|&v| f64::from(v - max).exp()).sum::<f64>().ln()
 }
 
 /// Evaluates a recipe on a text.

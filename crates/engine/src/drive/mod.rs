@@ -4,6 +4,6 @@ mod evaluate;
 mod generate;
 mod probe;
 
-pub use evaluate::{EvaluateOptions, Evaluation, evaluate, kl, nll, top1};
+pub use evaluate::{EvaluateOptions, Evaluation, evaluate};
 pub use generate::{PASS_ROWS, prefill, step};
 pub use probe::serve_probes;

@@ -63,7 +63,7 @@ pub(crate) fn ids(n: usize, seed: u32) -> Vec<u32> {
 pub(crate) fn greedy(model: &Llama, session: &mut Session, n: usize) -> Vec<u32> {
     let mut out = Vec::new();
     for _ in 0..n {
-        let next = drive::top1(session.logits().unwrap()) as u32;
+        let next = kvasir_core::eval::top1(session.logits().unwrap());
         out.push(next);
         drive::step(model, &mut [session], &[next], &Cancel::default()).unwrap();
     }
