@@ -19,7 +19,7 @@ const uses = {
   store: ['core'],
   model: ['core'],
   testkit: ['core'],
-  engine: ['core', 'cpu', 'policies', 'store'],
+  engine: ['core', 'policies', 'store'],
   node: ['core', 'cpu', 'policies', 'store', 'engine', 'model'],
 }
 /** Crates a crate may use in its tests only. */
@@ -28,7 +28,7 @@ const testUses = {
   policies: ['testkit'],
   store: ['testkit'],
   model: ['testkit', 'cpu'],
-  engine: ['testkit', 'model'],
+  engine: ['testkit', 'model', 'cpu'],
   testkit: ['cpu'],
 }
 const mayBeUnsafe = ['cpu', 'cuda', 'node']

@@ -25,11 +25,14 @@ export type CacheErrorCode =
   /** More tokens than the model was made for; the session is unchanged. */
   | 'ContextOverflow'
   | 'OutOfMemory'
+  /** The disk or the store's limit is full; nothing was written. */
+  | 'StoreFull'
   /** Reading or writing a file failed. */
   | 'Io'
   /** The native file cannot be loaded; the message says what was tried. */
   | 'NativeUnavailable'
-  /** A defect of kvasir: please report it. */
+  /** Defects of kvasir: please report them. After a `Panic` in a call of a session the session can only be closed. */
+  | 'Panic'
   | 'Internal'
   // Codes of crates that are newer than this list stay readable.
   | (string & {})

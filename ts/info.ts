@@ -11,6 +11,8 @@ export type MethodOption = NativeOption
 /** Backend, kernels and CPU. */
 export interface BackendInfo {
   readonly backend: string
+  /** Name of the processor. */
+  readonly device: string
   /** Kernels in use. */
   readonly isa: string
   /** Kernels this CPU could use. */

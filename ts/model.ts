@@ -36,7 +36,7 @@ export type ModelInfo = NativeModelInfo
 
 /** Options of `Model.load`. */
 export interface LoadOptions {
-  /** Threads of this model's own pool. Default: one per core. */
+  /** Threads that compute; models loaded with the same number share them. Default: one per core. */
   readonly threads?: number
   /** Kernels: `auto` (default) takes the fastest that this CPU has; `scalar` is the reference. */
   readonly isa?: 'auto' | 'scalar' | 'avx2'
@@ -64,23 +64,7 @@ export interface EvaluateOptions {
 }
 
 /** How far a recipe is from the dense cache. */
-export interface Evaluation {
-  /** Ids that were predicted and counted. */
-  readonly tokens: number
-  /** Perplexity under the recipe. */
-  readonly perplexity: number
-  /** Perplexity of the dense f32 cache. */
-  readonly densePerplexity: number
-  /** Mean KL divergence from the dense f32 cache, nats. */
-  readonly kl: number
-  /** Share of positions where the most likely id is the same, 0 to 1. */
-  readonly top1: number
-  /** Bytes of the cache per token, padding included. */
-  readonly bytesPerToken: number
-  /** Tiles under a lossy code at the end. */
-  readonly codedTiles: number
-  readonly ms: number
-}
+export type Evaluation = NativeEvalResult
 
 /** A loaded model. Sessions share its weights. */
 export class Model implements AsyncDisposable {
@@ -185,19 +169,9 @@ export class Model implements AsyncDisposable {
     }
     const list = toIds('ids', ids)
     const watch: Watch = { signal: options.signal, onProgress: options.onProgress }
-    const r = JSON.parse(
+    return JSON.parse(
       await watched(watch, (cancel) => this.native.evaluate(list, JSON.stringify(opts), cancel)),
-    ) as NativeEvalResult
-    return {
-      tokens: r.tokens,
-      perplexity: Math.exp(r.nll / r.tokens),
-      densePerplexity: Math.exp(r.denseNll / r.tokens),
-      kl: r.klSum / r.tokens,
-      top1: r.agreed / r.tokens,
-      bytesPerToken: r.bytesPerToken,
-      codedTiles: r.codedTiles,
-      ms: r.ms,
-    }
+    ) as Evaluation
   }
 
   /** Lets go of the weights once no session uses them. */

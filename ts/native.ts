@@ -80,26 +80,28 @@ export interface NativeEvalOptions {
   readonly prefix: number
   /** Id in front of each chunk, context only; null = none (then the first id of a chunk is not predicted). */
   readonly lead: number | null
-  /** Also run the dense f32 reference and fill `dense`, `klSum`, `agreed`. */
+  /** Also run the dense f32 reference, which `densePerplexity`, `kl` and `top1` are measured against. */
   readonly reference: boolean
 }
 
-/** Sums of `NativeModel.evaluate`; the facade divides. */
+/** What `NativeModel.evaluate` measured. */
 export interface NativeEvalResult {
-  /** Predicted ids that were counted. */
+  /** Ids that were predicted and counted. */
   readonly tokens: number
-  /** Sum of negative log-likelihoods under the recipe, natural log. */
-  readonly nll: number
-  /** The same under the dense f32 reference. */
-  readonly denseNll: number
-  /** Sum over counted positions of KL(dense || recipe), nats. */
-  readonly klSum: number
-  /** Positions where both have the same argmax. */
-  readonly agreed: number
-  /** Bytes of all tables at the end of the chunks, over the rows of one layer and head set: bytes per token. */
+  /** Perplexity under the recipe. */
+  readonly perplexity: number
+  /** Perplexity of the dense f32 cache on the same ids. */
+  readonly densePerplexity: number
+  /** Mean KL divergence from the dense f32 cache, nats. */
+  readonly kl: number
+  /** Share of positions where the most likely id is the same, 0 to 1. */
+  readonly top1: number
+  /** Bytes of the cache per token at the end of a chunk, padding included; mean over chunks. */
   readonly bytesPerToken: number
-  /** Tiles under a lossy code at the end of the last chunk. */
+  /** Tiles under a lossy code, summed over chunks. */
   readonly codedTiles: number
+  /** Ops that the quality floor refused, summed over chunks. */
+  readonly refused: number
   readonly ms: number
 }
 
@@ -109,7 +111,7 @@ export interface NativeStore {
   session(options: string, model: NativeModel | null): Promise<NativeSession>
   /** Bring a committed session back. Its `report().opened` says what was reused. Rejects `NoSession` for an unknown id. */
   resume(id: string, options: string, model: NativeModel | null): Promise<NativeSession>
-  /** Remove everything of a tenant: JSON `{records, blocks, bytes}`. */
+  /** Remove everything of a tenant: JSON `{records, blocks, bytes, hostBlocks, hostBytes}`. */
   forget(tenant: string): Promise<string>
   /** JSON `NativeStoreStats`. */
   stats(): string
@@ -148,8 +150,6 @@ export interface NativeSessionOptions {
   readonly kv: 'f16' | 'f32' | 'bf16'
   /** Only without a model. */
   readonly layout?: NativeLayout
-  /** Only `resume`: refuse rows that are a lossy copy. Default false. */
-  readonly lossless?: boolean
 }
 
 /** One sequence. One writer: while a promise of it is pending, every other mutating call fails with `Busy`. */
@@ -209,7 +209,7 @@ export interface NativeSampling {
 export interface NativeReport {
   readonly reused: number
   readonly computed: number
-  /** Why not more was reused: a stable word, as in `unknown-prefix`, `corrupt`, `lineage`, `complete`. */
+  /** Why not more was reused, for people; `complete` after a resume that lacked nothing. */
   readonly why: string
   /** Bytes read from the store. */
   readonly bytes: number
@@ -223,7 +223,7 @@ export interface NativeCommit {
   /** Tokens whose blocks were in the store before. */
   readonly alreadyStored: number
   readonly bytesWritten: number
-  /** False when the disk refused and the commit lives in memory only. */
+  /** It survives the death of the process and a power cut. */
   readonly durable: boolean
   readonly ms: number
 }
@@ -235,8 +235,10 @@ export interface NativeSessionReport {
   readonly bytesPerToken: number
   readonly denseTiles: number
   readonly codedTiles: number
-  /** `exact`, or the hex of recipe and build. */
+  /** How the next rows come to be: `exact`, or the digest of recipe and engine, hex. */
   readonly lineage: string
+  /** Why no block of the session is shared, if so. */
+  readonly private: string | null
   readonly plans: number
   /** Ops the quality floor refused. */
   readonly refused: number
@@ -272,9 +274,9 @@ export interface NativeBinding {
   version(): string
   /** JSON `NativeMethod[]`. */
   methods(): string
-  /** JSON `{"backend", "isa", "available": string[], "threads", "os", "arch", "features": string[]}`. */
+  /** JSON `{"backend", "device", "isa", "available": string[], "threads", "os", "arch", "features": string[]}`. */
   backendInfo(): string
-  /** `options`: JSON `{"threads"?, "isa"?: "scalar" | "avx2", "context"?}`; `threads` is that of the model's own pool. */
+  /** `options`: JSON `{"threads"?, "isa"?: "scalar" | "avx2"}`; models with the same options share one pool. */
   loadModel(path: string, options: string, cancel: NativeCancel): Promise<NativeModel>
   /** `options`: JSON `NativeStoreOptions`. */
   openStore(options: string): Promise<NativeStore>

@@ -47,9 +47,14 @@ export type StoreStats = NativeStoreStats
 
 /** What `forget` removed. */
 export interface Forgotten {
+  /** Sessions. */
   readonly records: number
+  /** Blocks in files, and the bytes of those files. */
   readonly blocks: number
   readonly bytes: number
+  /** Blocks in memory. */
+  readonly hostBlocks: number
+  readonly hostBytes: number
 }
 
 /** An open store. */

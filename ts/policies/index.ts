@@ -4,7 +4,10 @@ import { type PolicyOptions, type Step, step } from '../recipe.js'
 
 /** Options of `int8`. */
 export interface Int8Options extends PolicyOptions {
-  /** First rows of the session that stay exact (attention sinks). 0 codes every row. Default: `4`. */
+  /**
+   * First rows of the session that stay exact (attention sinks), at most one tile of 32. 0 codes every row.
+   * Default: `4`.
+   */
   readonly sinkRows?: number
 }
 

@@ -35,24 +35,31 @@ fn push_row(inv_freq: &[f32], pos: u32, out: &mut Vec<f32>) {
 }
 
 impl RopeTable {
-    /// Cosines and sines of a position; `spare` holds them if the table does not.
-    pub(crate) fn at<'a>(&'a self, pos: u32, spare: &'a mut Vec<f32>) -> (&'a [f32], &'a [f32]) {
-        let half = self.inv_freq.len();
-        let from = pos as usize * 2 * half;
-        let row = match self.table.get(from..from + 2 * half) {
-            Some(row) => row,
-            None => {
-                spare.clear();
-                push_row(&self.inv_freq, pos, spare);
-                &spare[..]
-            }
-        };
-        row.split_at(half)
+    /// Cosines, then sines, of a position; `spare` holds them if the table does not.
+    pub(crate) fn at<'a>(&'a self, pos: u32, spare: &'a mut Vec<f32>) -> &'a [f32] {
+        self.known(pos).unwrap_or_else(|| {
+            spare.clear();
+            push_row(&self.inv_freq, pos, spare);
+            spare
+        })
+    }
+
+    /// Cosines, then sines, of a position that the table holds.
+    pub(crate) fn known(&self, pos: u32) -> Option<&[f32]> {
+        let row = 2 * self.inv_freq.len();
+        let from = pos as usize * row;
+        self.table.get(from..from + row)
+    }
+
+    /// Computes the cosines and sines of a position into a row.
+    pub(crate) fn compute(&self, pos: u32, row: &mut Vec<f32>) {
+        row.clear();
+        push_row(&self.inv_freq, pos, row);
     }
 
     /// Rotates one row in place.
     pub(crate) fn rotate(&self, row: &mut [f32], pos: u32, spare: &mut Vec<f32>) {
-        let (cos, sin) = self.at(pos, spare);
+        let (cos, sin) = self.at(pos, spare).split_at(self.inv_freq.len());
         match self.pairing {
             Pairing::Half => {
                 let (a, b) = row.split_at_mut(cos.len());
@@ -65,14 +72,6 @@ impl RopeTable {
                     (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s);
                 }
             }
-        }
-    }
-
-    /// Channels of pair `i`.
-    pub(crate) fn pair(&self, i: usize) -> (usize, usize) {
-        match self.pairing {
-            Pairing::Half => (i, i + self.inv_freq.len()),
-            Pairing::Adjacent => (2 * i, 2 * i + 1),
         }
     }
 }

@@ -138,9 +138,8 @@ impl<V: Clone> Store<V> {
             self.keep(record);
             return Ok(Commit { generation: record.generation, ms: ms(), ..Commit::default() });
         };
-        let rec = disk.put_record(record)?;
         let put = disk.put(blocks)?;
-        let bytes = put.bytes + rec;
+        let bytes = put.bytes + disk.put_record(record)?;
         self.records().remove(&(record.owner, record.session));
         Ok(Commit {
             written: put.written,

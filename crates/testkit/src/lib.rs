@@ -18,5 +18,5 @@ pub use clock::Clock;
 pub use deferred::Deferred;
 pub use random::Noise;
 pub use resolve::{pick_heads, pick_rows, resolve};
-pub use spy::{Seen, Spy};
+pub use spy::{Counts, Seen, Spy, Watched, computed};
 pub use synthetic::Synthetic;

@@ -20,6 +20,9 @@ pub(crate) struct Kernels {
     pub(crate) decode_keys: fn(Store, &[u8], usize, &mut [f32]),
     /// Value part to `[32, Dv]`, rows in the order `pi`.
     pub(crate) decode_values: fn(Store, &[u8], usize, &mut [f32]),
+    /// Rotates decoded keys: `(keys, adjacent pairs, angles)`; `angles[p]` holds the cosines, then the sines, for place `p`
+    /// of the order `pi`.
+    pub(crate) rotate: fn(&mut [f32], bool, &[&[f32]; TILE_ROWS]),
     /// `s = q Kt`.
     pub(crate) scores: fn(&[f32], usize, &[f32], &mut [f32]),
     /// Scores to weights.

@@ -18,7 +18,7 @@ use crate::Cpu;
 use crate::arch::{Kernels, Store, UNSEEN};
 use crate::mem::{self, Pieces};
 use crate::pool::scratch;
-use crate::rope::RopeTable;
+use crate::rope::{Pairing, RopeTable};
 
 /// Tiles of a chunk.
 pub(super) const CHUNK: usize = 32;
@@ -502,17 +502,15 @@ impl Job<'_> {
             }
         }
         if let Some(rope) = self.rope.as_ref().filter(|_| tile.turn) {
-            let pairs = self.dims.d / 2;
-            let mut spare = Vec::new();
-            for t in 0..tile.rows {
-                let (cos, sin) = rope.at(tile.pos(t), &mut spare);
-                for i in 0..pairs {
-                    let (a, b) = rope.pair(i);
-                    let (a, b) = (a * TILE_ROWS + pi(t), b * TILE_ROWS + pi(t));
-                    let (x, y) = (keys[a], keys[b]);
-                    (keys[a], keys[b]) = (x * cos[i] - y * sin[i], y * cos[i] + x * sin[i]);
-                }
+            // Positions beyond the table are computed here; absent rows turn with row 0, being zero.
+            let mut far: Vec<Vec<f32>> = vec![Vec::new(); TILE_ROWS];
+            for t in (0..tile.rows).filter(|&t| rope.known(tile.pos(t)).is_none()) {
+                rope.compute(tile.pos(t), &mut far[t]);
             }
+            let row = |t: usize| rope.known(tile.pos(t)).unwrap_or(&far[t]);
+            let mut angles = [row(0); TILE_ROWS];
+            (1..tile.rows).for_each(|t| angles[pi(t)] = row(t));
+            (self.kernels.rotate)(keys, rope.pairing == Pairing::Adjacent, &angles);
         }
     }
 

@@ -51,9 +51,12 @@ fn attend(call: &mut Call, f: fn(&mut Attend)) {
     }
 }
 
+/// Words of the case that must notice it, what is wrong, how.
+type Defect = (&'static str, &'static str, fn(&mut Call));
+
 #[test]
 fn broken_backends_are_noticed() {
-    let defects: [(&str, &str, fn(&mut Call)); 12] = [
+    let defects: [Defect; 12] = [
         ("matmul", "forgets to add", |c| {
             if let Call::MatMul { add, .. } = c {
                 *add = false;
@@ -71,7 +74,9 @@ fn broken_backends_are_noticed() {
         }),
         ("append", "wrong slot", |c| {
             if let Call::Append { writes, .. } = c {
-                writes.iter_mut().for_each(|w| w.slot = w.slot.min(30));
+                for w in writes {
+                    w.slot = w.slot.min(30);
+                }
             }
         }),
         ("append with", "rotates one position late", |c| {

@@ -12,6 +12,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     name: "scalar",
     decode_keys: tile::decode_keys,
     decode_values: tile::decode_values,
+    rotate: tile::rotate,
     scores: attend::scores,
     fold: attend::fold,
     accumulate: attend::accumulate,

@@ -167,3 +167,18 @@ pub(crate) fn copy_row(role: Role, store: Store, from: &[u8], s: usize, to: &mut
         }
     }
 }
+
+/// Rotates decoded keys `[D, 32]`: pairs `(2i, 2i + 1)` if `adjacent`, else `(i, i + D / 2)`. `angles[p]` holds the cosines
+/// and then the sines for place `p`.
+pub(crate) fn rotate(keys: &mut [f32], adjacent: bool, angles: &[&[f32]; TILE_ROWS]) {
+    let pairs = angles[0].len() / 2;
+    for i in 0..pairs {
+        let (a, b) = if adjacent { (2 * i, 2 * i + 1) } else { (i, i + pairs) };
+        for (p, angles) in angles.iter().enumerate() {
+            let (cos, sin) = (angles[i], angles[pairs + i]);
+            let (a, b) = (a * TILE_ROWS + p, b * TILE_ROWS + p);
+            let (x, y) = (keys[a], keys[b]);
+            (keys[a], keys[b]) = (x * cos - y * sin, y * cos + x * sin);
+        }
+    }
+}
