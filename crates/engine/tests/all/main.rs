@@ -1,8 +1,8 @@
 //! Tests of the engine on the bundled small model.
 
 mod apply;
-mod gate;
 mod deferred;
+mod gate;
 mod reuse;
 mod smollm2;
 mod support;

@@ -1,6 +1,8 @@
 //! Elastic-Cache for masked language models (arXiv 2510.14973): each step computes a window of rows; at the first layer after
 //! one where attention has drifted, all rows join in. Rows grow inside a pass, from hidden rows kept per layer; the mask is full.
 
+use std::sync::Arc;
+
 use kvasir_core::{Ask, Batch, Buf, Call, Go, Hooks, Logits, Part, Point, Result, Rows};
 use kvasir_engine::{Pass, Passes, Session};
 use kvasir_testkit::Watched;
@@ -54,7 +56,7 @@ impl Hooks for Growing<'_, '_> {
     fn enter(&mut self, at: Point, x: &mut Rows, gate: Option<&Buf>) -> Result<Go> {
         let layer = at.layer as usize;
         if at.part == Part::Attention {
-            let backend = self.passes.session(0).backend().clone();
+            let backend = Arc::clone(self.passes.session(0).backend());
             let hidden = self.kept.hidden[layer].clone();
             let (idx, row_bytes) = (x.pos.clone().into(), x.dim * 4);
             backend.submit(Call::Scatter { src: x.data.clone(), idx, row_bytes, dst: hidden.clone() })?;
@@ -83,7 +85,7 @@ impl Hooks for Growing<'_, '_> {
                 tracked.iter().map(|&p| (p, self.kept.queries[layer][p as usize].clone())).collect();
             old = self.probs(layer, &queries);
         }
-        let backend = self.passes.session(0).backend().clone();
+        let backend = Arc::clone(self.passes.session(0).backend());
         for (row, &p) in wide(&floats(q, &backend)).into_iter().zip(&q.pos) {
             self.kept.queries[layer][p as usize] = row;
         }
