@@ -19,3 +19,29 @@ export interface Int8Options extends PolicyOptions {
 export function int8(options: Int8Options = {}): Step {
   return step('int8', options)
 }
+
+/** Options of `streamingLlm`. */
+export interface StreamingLlmOptions extends PolicyOptions {
+  /** First rows that are always kept. Default: `4`. */
+  readonly sinks?: number
+  /** Most recent rows that are kept. Default: `1020`. */
+  readonly recent?: number
+  /**
+   * Rows above `sinks + recent` that are tolerated before the next plan; more means fewer compactions. Default:
+   * `0`.
+   */
+  readonly slackRows?: number
+  /**
+   * Position of a kept row: the one it was computed at, or its index among the kept rows (`packed`, which stores
+   * keys before RoPE). Choose `packed` for streams longer than the model's context. Default: `"original"`.
+   */
+  readonly positions?: 'original' | 'packed'
+}
+
+/**
+ * StreamingLLM: keep the first rows (attention sinks) and the most recent ones. Xiao et al., "Efficient
+ * Streaming Language Models with Attention Sinks", ICLR 2024, arXiv 2309.17453.
+ */
+export function streamingLlm(options: StreamingLlmOptions = {}): Step {
+  return step('streaming-llm', options)
+}

@@ -15,6 +15,7 @@ macro_rules! methods {
         $with! {
             kv {
                 int8: Int8, "int8", "L8", Kv;
+                streaming_llm: StreamingLlm, "streaming-llm", "L2", Kv;
             }
         }
     };

@@ -21,6 +21,11 @@ fn table() -> Vec<(&'static str, Setting, Setting)> {
     vec![
         // slug, mild setting, harsh setting
         ("int8", (json!({ "sinkRows": 32 }), |seen| seen), (json!({ "sinkRows": 0 }), |seen| seen)),
+        (
+            "streaming-llm",
+            (json!({ "recent": 60 }), |seen| seen.min(64)),
+            (json!({ "sinks": 1, "recent": 1, "positions": "packed" }), |seen| seen.min(2)),
+        ),
     ]
 }
 
