@@ -2,6 +2,9 @@
 
 import { type PolicyOptions, type Step, step } from '../recipe.js'
 
+/** Rows kept per kv head, as a count or as a share of the rows seen, in (0, 1]. */
+export type Budget = { readonly rows: number } | { readonly ratio: number }
+
 /** Options of `int8`. */
 export interface Int8Options extends PolicyOptions {
   /**
@@ -44,4 +47,22 @@ export interface StreamingLlmOptions extends PolicyOptions {
  */
 export function streamingLlm(options: StreamingLlmOptions = {}): Step {
   return step('streaming-llm', options)
+}
+
+/** Options of `tova`. */
+export interface TovaOptions extends PolicyOptions {
+  /** Rows kept per kv head, as a count or as a share of the rows seen. Default: `{"rows":1024}`. */
+  readonly budget?: Budget
+  /** Rows above the budget that are tolerated before the next plan; more means fewer compactions. Default: `0`. */
+  readonly slackRows?: number
+  /** Always keep the newest row, whatever it scored. Default: `true`. */
+  readonly keepLast?: boolean
+}
+
+/**
+ * TOVA: keep the rows that the newest query attends to most. Oren et al., "Transformers are Multi-State RNNs",
+ * EMNLP 2024, arXiv 2401.06104.
+ */
+export function tova(options: TovaOptions = {}): Step {
+  return step('tova', options)
 }

@@ -16,6 +16,7 @@ macro_rules! methods {
             kv {
                 int8: Int8, "int8", "L8", Kv;
                 streaming_llm: StreamingLlm, "streaming-llm", "L2", Kv;
+                tova: Tova, "tova", "L2", Kv;
             }
         }
     };

@@ -26,6 +26,11 @@ fn table() -> Vec<(&'static str, Setting, Setting)> {
             (json!({ "recent": 60 }), |seen| seen.min(64)),
             (json!({ "sinks": 1, "recent": 1, "positions": "packed" }), |seen| seen.min(2)),
         ),
+        (
+            "tova",
+            (json!({ "budget": { "rows": 96 } }), |seen| seen.min(96)),
+            (json!({ "budget": { "ratio": 0.1 } }), |seen| seen.div_ceil(10)),
+        ),
     ]
 }
 
