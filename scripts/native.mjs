@@ -1,16 +1,10 @@
 /** Builds the native file of this checkout: native/kvasir.node. Cargo decides what is stale. */
 
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, renameSync, statSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync } from 'node:fs'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { fail, root, run, say } from './lib/repo.mjs'
-
-const LIBRARY = {
-  linux: 'libkvasir_node.so',
-  darwin: 'libkvasir_node.dylib',
-  win32: 'kvasir_node.dll',
-}
 
 /** Ends the process with advice if there is no Rust toolchain. */
 export function checkCargo() {
@@ -25,13 +19,19 @@ export function checkCargo() {
 /** Builds what is stale and puts it where the loader looks. */
 export function buildNative() {
   checkCargo()
-  const target = process.env.CARGO_BUILD_TARGET
-  const dir = path.resolve(root, process.env.CARGO_TARGET_DIR ?? 'target', target ?? '', 'release')
   const native = path.join(root, 'native', 'kvasir.node')
+  const out = path.join(root, 'target', 'napi')
   if (!existsSync(native)) say('building the native part (the first time takes some minutes)')
-  run('cargo', ['build', '--release', '--locked', '-p', 'kvasir-node'])
-  const built = path.join(dir, LIBRARY[process.platform] ?? LIBRARY.linux)
-  if (existsSync(native) && statSync(native).mtimeMs >= statSync(built).mtimeMs) return
+  const target = process.env.CARGO_BUILD_TARGET
+  run(process.execPath, [
+    path.join(root, 'node_modules/@napi-rs/cli/cli.mjs'),
+    'build',
+    ...['--release', '--no-js', '--manifest-path', 'crates/node/Cargo.toml', '--output-dir', out],
+    ...(target ? ['--target', target] : []),
+    ...['--', '--locked'],
+  ])
+  const built = path.join(out, 'kvasir.node')
+  if (existsSync(native) && readFileSync(native).equals(readFileSync(built))) return
   mkdirSync(path.dirname(native), { recursive: true })
   // By rename: a process that has the old file mapped keeps it.
   const next = `${native}.${process.pid}`

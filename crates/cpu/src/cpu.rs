@@ -5,10 +5,10 @@ use std::sync::Arc;
 use kvasir_core::{Backend, BackendInfo, Buf, Call, Error, Result};
 
 use crate::arch::{self, Kernels};
+use crate::calls;
 use crate::mem::{self, Mem};
 use crate::pool::Pool;
 use crate::rope::RopeCache;
-use crate::calls;
 
 /// Which kernels to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -37,7 +37,8 @@ impl Mem {
         let size = bytes.checked_add(ALIGN).ok_or_else(failed)?;
         let layout = Layout::from_size_align(size, 16).map_err(|_| failed())?;
         // SAFETY: the size is not zero.
-        let base = NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<UnsafeCell<u8>>()).ok_or_else(failed)?;
+        let base =
+            NonNull::new(unsafe { alloc_zeroed(layout) }.cast::<UnsafeCell<u8>>()).ok_or_else(failed)?;
         let skip = base.as_ptr().cast::<u8>().align_offset(ALIGN);
         Ok(Self { base, layout, skip })
     }
@@ -45,7 +46,9 @@ impl Mem {
     /// First aligned byte.
     fn start(&self) -> *mut u8 {
         // SAFETY: `skip` is below `ALIGN`, and the block is `ALIGN` bytes longer than asked for.
-        UnsafeCell::raw_get(unsafe { self.base.as_ptr().cast::<u8>().add(self.skip).cast::<UnsafeCell<u8>>() })
+        UnsafeCell::raw_get(unsafe {
+            self.base.as_ptr().cast::<u8>().add(self.skip).cast::<UnsafeCell<u8>>()
+        })
     }
 }
 
@@ -124,7 +127,11 @@ pub(crate) fn f32s_prefix_mut<'a>(field: &str, buf: &'a Buf, len: usize) -> Resu
 fn prefix(field: &str, buf: &Buf, len: usize) -> Result<usize> {
     let all = floats(field, buf)?;
     if all < len {
-        return Err(Error::invalid(field, format_args!("at least {len} numbers"), format_args!("{all} numbers")));
+        return Err(Error::invalid(
+            field,
+            format_args!("at least {len} numbers"),
+            format_args!("{all} numbers"),
+        ));
     }
     Ok(all)
 }

@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use kvasir_core::{Error, Result};
 use rayon::prelude::*;
 
-/// Arithmetic below which waking threads costs more than it saves: about 20 us of one core.
-pub(crate) const SMALL: usize = 200_000;
+/// Arithmetic below which waking threads costs more than it saves: some 30 us of one core.
+pub(crate) const SMALL: usize = 500_000;
 
 /// Threads of a backend.
 pub(crate) struct Pool {

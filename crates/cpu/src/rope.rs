@@ -82,7 +82,13 @@ pub(crate) struct RopeCache(Mutex<Vec<(Arc<[f32]>, Arc<Vec<f32>>)>>);
 
 impl RopeCache {
     /// The rotation of rows of `dim` channels, with positions up to `last` in its table where that is affordable.
-    pub(crate) fn get(&self, field: &str, arg: Option<&RopeArg>, dim: usize, last: u32) -> Result<Option<RopeTable>> {
+    pub(crate) fn get(
+        &self,
+        field: &str,
+        arg: Option<&RopeArg>,
+        dim: usize,
+        last: u32,
+    ) -> Result<Option<RopeTable>> {
         let Some(arg) = arg else { return Ok(None) };
         let pairing = match arg.kind {
             Rope::None => return Ok(None),

@@ -192,7 +192,11 @@ fn rows_are_disjoint(a: &Attend, n: usize) -> Result<()> {
     let mut end = 0;
     for r in ranges {
         if r.start > r.end || r.end as usize > n || (r.start < end && r.start < r.end) {
-            return Err(Error::invalid("attend.seqs.rows", format_args!("separate ranges in 0..{n}"), format_args!("{r:?}")));
+            return Err(Error::invalid(
+                "attend.seqs.rows",
+                format_args!("separate ranges in 0..{n}"),
+                format_args!("{r:?}"),
+            ));
         }
         end = end.max(r.end);
     }

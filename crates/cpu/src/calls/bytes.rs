@@ -67,8 +67,7 @@ fn place(i: usize) -> usize {
 
 /// Rows of `dst` beyond `idx` become zero, so that rows that arrive later start there.
 pub(super) fn compact_column(src: &Buf, idx: &[u32], dst: &Buf) -> Result<()> {
-    let (have, room) =
-        (mem::floats("compactColumn.src", src)?, mem::floats("compactColumn.dst", dst)?);
+    let (have, room) = (mem::floats("compactColumn.src", src)?, mem::floats("compactColumn.dst", dst)?);
     let whole = |n: usize| n / TILE_ROWS * TILE_ROWS;
     indices("compactColumn.idx", idx, whole(have))?;
     if whole(room) < idx.len() {

@@ -8,7 +8,8 @@
 //! over a part of the keys, whose sums come from a pass of their own. State: one f32 per row of a group.
 
 use kvasir_core::{
-    Attend, Buf, ColumnUpdate, Error, HIDDEN, Heads, Over, Queries, Reduce, Result, TILE_ROWS, check as expect, tile::pi,
+    Attend, Buf, ColumnUpdate, Error, HIDDEN, Heads, Over, Queries, Reduce, Result, TILE_ROWS,
+    check as expect, tile::pi,
 };
 
 use super::attend::{CHUNK, Decoded, Dims, Job, TileRef, base};
@@ -24,7 +25,8 @@ pub(super) fn check(a: &Attend, dims: Dims) -> Result<()> {
     for (c, update) in a.columns.iter().enumerate() {
         let at = |f: &str| format!("attend.columns[{c}].{f}");
         let probe = &update.probe;
-        let refuse = |what: &dyn std::fmt::Debug| Err(Error::unsupported(format!("{}: {what:?}", at("probe"))));
+        let refuse =
+            |what: &dyn std::fmt::Debug| Err(Error::unsupported(format!("{}: {what:?}", at("probe"))));
         match &probe.queries {
             Queries::All | Queries::Last(_) | Queries::Wanted => {}
             other => return refuse(other),
@@ -51,7 +53,11 @@ pub(super) fn check(a: &Attend, dims: Dims) -> Result<()> {
             if probe.heads == Heads::LayerMean {
                 let rows = |h: usize| seq.heads[h].iter().map(|r| r.rows).collect::<Vec<_>>();
                 if (1..dims.k).any(|h| rows(h) != rows(0)) {
-                    return Err(Error::invalid(at("probe.heads"), "kv heads of equal lengths", "ragged lengths"));
+                    return Err(Error::invalid(
+                        at("probe.heads"),
+                        "kv heads of equal lengths",
+                        "ragged lengths",
+                    ));
                 }
             }
         }
@@ -98,8 +104,11 @@ fn measure_one(cpu: &Cpu, job: &Job<'_>, a: &Attend, update: &ColumnUpdate, stat
             len += job.tiles[seq][head].len() * TILE_ROWS;
         }
     }
-    let operations: usize =
-        groups.iter().map(|g| g.rows * g.heads.len() * job.tiles[g.seq][g.heads.start].len() * 32 * d).sum::<usize>() * g;
+    let operations: usize = groups
+        .iter()
+        .map(|g| g.rows * g.heads.len() * job.tiles[g.seq][g.heads.start].len() * 32 * d)
+        .sum::<usize>()
+        * g;
 
     // Sums over a part of the keys, if the probe asks for them.
     let own_stats = (update.probe.over != Over::All).then(|| {
@@ -153,7 +162,16 @@ fn part(over: Over, tile: &TileRef<'_>, pass_from: u32) -> Option<Option<[f32; T
 }
 
 /// Reference and sum of the vectors of some query rows over a part of the keys.
-fn sums(job: &Job<'_>, a: &Attend, over: Over, seq: usize, head: usize, from: usize, rows: usize, to: &mut [f32]) {
+fn sums(
+    job: &Job<'_>,
+    a: &Attend,
+    over: Over,
+    seq: usize,
+    head: usize,
+    from: usize,
+    rows: usize,
+    to: &mut [f32],
+) {
     let Dims { g, d, .. } = job.dims;
     let span = job.span(from, rows);
     job.with_scratch(rows, |Decoded { keys, scores, .. }| {
@@ -255,7 +273,9 @@ pub(super) fn apply(a: &Attend, updates: &[Update]) -> Result<()> {
         for group in &measured.groups {
             for head in group.heads.clone() {
                 let mut at = group.at;
-                for (run, target) in a.seqs[group.seq].heads[head].iter().zip(&update.targets[group.seq][head]) {
+                for (run, target) in
+                    a.seqs[group.seq].heads[head].iter().zip(&update.targets[group.seq][head])
+                {
                     let len = run.rows.div_ceil(32) as usize * TILE_ROWS;
                     let from = &measured.numbers[at..at + len];
                     at += len;

@@ -22,7 +22,11 @@ fn weight<'a>(field: &str, w: &'a Weight) -> Result<(&'a [u8], usize)> {
     let (numbers, _) = w.kind.block();
     let (rows, cols) = (w.rows as usize, w.cols as usize);
     if cols == 0 || !cols.is_multiple_of(numbers) {
-        return Err(Error::invalid(format!("{field}.cols"), format_args!("a positive multiple of {numbers}"), cols));
+        return Err(Error::invalid(
+            format!("{field}.cols"),
+            format_args!("a positive multiple of {numbers}"),
+            cols,
+        ));
     }
     let row = w.kind.row_bytes(cols);
     check::equal(&format!("{field}.data"), "bytes", mem::size(field, &[rows, row])?, w.data.bytes())?;
@@ -33,7 +37,11 @@ fn weight<'a>(field: &str, w: &'a Weight) -> Result<(&'a [u8], usize)> {
 fn rows_of(field: &str, buf: &Buf, dim: usize) -> Result<usize> {
     let n = mem::floats(field, buf)?;
     if dim == 0 || !n.is_multiple_of(dim) {
-        return Err(Error::invalid(field, format_args!("rows of {dim} numbers"), format_args!("{n} numbers")));
+        return Err(Error::invalid(
+            field,
+            format_args!("rows of {dim} numbers"),
+            format_args!("{n} numbers"),
+        ));
     }
     Ok(n / dim)
 }

@@ -20,7 +20,9 @@ pub(crate) fn run(cpu: &Cpu, call: &Call) -> Result<()> {
         Call::Scatter { src, idx, row_bytes, dst } => bytes::scatter(src, idx, *row_bytes as usize, dst),
         Call::CompactColumn { src, idx, dst } => bytes::compact_column(src, idx, dst),
         Call::Embed { table, ids, out } => dense::embed(cpu, table, ids, out),
-        Call::RmsNorm { x, weight, eps, dim, out } => dense::rms_norm(cpu, x, weight, *eps, *dim as usize, out),
+        Call::RmsNorm { x, weight, eps, dim, out } => {
+            dense::rms_norm(cpu, x, weight, *eps, *dim as usize, out)
+        }
         Call::MatMul { x, w, out, add } => dense::matmul(cpu, x, w, out, *add),
         Call::Activate { f, a, b, out } => dense::activate(cpu, *f, a, b, out),
         Call::Add { x, y } => dense::add(x, y),

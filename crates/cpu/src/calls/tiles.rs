@@ -1,7 +1,10 @@
 //! Calls that write and read tiles outside attention.
 
 use kvasir_core::tile::pi;
-use kvasir_core::{Buf, Codes, Error, KeySpace, Result, Role, RopeArg, RowWrite, TILE_ROWS, Tile, check, tile_bytes, value_offset};
+use kvasir_core::{
+    Buf, Codes, Error, KeySpace, Result, Role, RopeArg, RowWrite, TILE_ROWS, Tile, check, tile_bytes,
+    value_offset,
+};
 
 use crate::Cpu;
 use crate::arch::all::tile::{Store, copy_row, encode_row};
@@ -86,9 +89,11 @@ pub(super) fn append(
     let v = mem::f32s("append.v", v, n * heads * dv)?;
     for (i, w) in writes.iter().enumerate() {
         let at = |f: &str| format!("append.writes[{i}].{f}");
-        for (name, value, end) in
-            [("src", w.src as usize, n), ("head", w.head as usize, heads), ("slot", w.slot as usize, TILE_ROWS)]
-        {
+        for (name, value, end) in [
+            ("src", w.src as usize, n),
+            ("head", w.head as usize, heads),
+            ("slot", w.slot as usize, TILE_ROWS),
+        ] {
             if value >= end {
                 return Err(Error::invalid(at(name), format_args!("a number below {end}"), value));
             }
@@ -122,7 +127,15 @@ pub(super) fn append(
 }
 
 /// Decodes one part to natural rows `[32, dim]`; rows beyond `rows` are zero. `turned` is scratch `[32, dim]`.
-fn decode_part(cpu: &Cpu, role: Role, shape: &Shape, part: &[u8], rows: usize, turned: &mut [f32], out: &mut [f32]) {
+fn decode_part(
+    cpu: &Cpu,
+    role: Role,
+    shape: &Shape,
+    part: &[u8],
+    rows: usize,
+    turned: &mut [f32],
+    out: &mut [f32],
+) {
     let i = usize::from(role == Role::Value);
     let dim = shape.dims[i];
     match role {
@@ -173,7 +186,15 @@ pub(super) fn seal(
         for (i, role) in ROLES.into_iter().enumerate() {
             let (dim, store) = (from_shape.dims[i], to_shape.stores[i]);
             let rows_out = &mut natural[..TILE_ROWS * dim];
-            decode_part(cpu, role, &from_shape, from[i], *rows as usize, &mut turned[..TILE_ROWS * dim], rows_out);
+            decode_part(
+                cpu,
+                role,
+                &from_shape,
+                from[i],
+                *rows as usize,
+                &mut turned[..TILE_ROWS * dim],
+                rows_out,
+            );
             storable("seal", rows_out, dim, store)?;
             for (t, row) in rows_out.chunks_exact(dim).enumerate() {
                 encode_row(role, store, to[i], t, row);
@@ -183,7 +204,14 @@ pub(super) fn seal(
     Ok(())
 }
 
-pub(super) fn decode(cpu: &Cpu, shape: &Shape, tile: &Buf, rows: usize, k_out: &Buf, v_out: &Buf) -> Result<()> {
+pub(super) fn decode(
+    cpu: &Cpu,
+    shape: &Shape,
+    tile: &Buf,
+    rows: usize,
+    k_out: &Buf,
+    v_out: &Buf,
+) -> Result<()> {
     let parts = shape.parts("decode.tile", tile)?;
     at_most_a_tile("decode.rows", rows)?;
     mem::disjoint("decode.kOut", k_out, &[tile, v_out])?;

@@ -1,6 +1,8 @@
 //! Attention against the naive f64 answer, on every path; bits against threads and batches.
 
-use kvasir_core::{Backend, Buf, Call, Error, Format, Heads, KeySpace, Mask, Over, Probe, Queries, Reduce, Rope, RunId};
+use kvasir_core::{
+    Backend, Buf, Call, Error, Format, Heads, KeySpace, Mask, Over, Probe, Queries, Reduce, Rope, RunId,
+};
 use kvasir_cpu::{Cpu, CpuOptions, Isa};
 use proptest::prelude::*;
 
@@ -33,13 +35,40 @@ fn spec() -> impl Strategy<Value = Spec> {
         (any::<bool>(), prop::option::of(1u32..70), any::<bool>(), any::<bool>(), any::<bool>()),
         prop::collection::vec(probe(), 0..3),
     )
-        .prop_map(|((seed, kv_heads, group, d, dv), rows, runs, rope, (full, window, bias, scale, ragged), mut probes)| {
-            if ragged {
-                probes.iter_mut().filter(|p| p.heads == Heads::LayerMean).for_each(|p| p.heads = Heads::KvMean);
-            }
-            let mask = if full { Mask::Full } else { Mask::Causal };
-            Spec { seed, kv_heads, group, d, dv, rows, runs, rope, mask, window, bias, scale, ragged, probes }
-        })
+        .prop_map(
+            |(
+                (seed, kv_heads, group, d, dv),
+                rows,
+                runs,
+                rope,
+                (full, window, bias, scale, ragged),
+                mut probes,
+            )| {
+                if ragged {
+                    probes
+                        .iter_mut()
+                        .filter(|p| p.heads == Heads::LayerMean)
+                        .for_each(|p| p.heads = Heads::KvMean);
+                }
+                let mask = if full { Mask::Full } else { Mask::Causal };
+                Spec {
+                    seed,
+                    kv_heads,
+                    group,
+                    d,
+                    dv,
+                    rows,
+                    runs,
+                    rope,
+                    mask,
+                    window,
+                    bias,
+                    scale,
+                    ragged,
+                    probes,
+                }
+            },
+        )
 }
 
 proptest! {
@@ -181,10 +210,18 @@ fn impossible_calls_are_typed_errors() {
     refused("rows outside", bad, |c, _| c.seqs[1].rows = 3..6);
     refused("rows backwards", bad, |c, _| c.seqs[1].rows = std::ops::Range { start: 5, end: 3 });
     refused("a head less", bad, |c, _| drop(c.seqs[0].heads.pop()));
-    refused("a tile less", bad, |c, _| drop(std::sync::Arc::make_mut(&mut c.seqs[0].heads[1][0].tiles).pop()));
-    refused("other codes", bad, |c, _| c.seqs[0].heads[0][0].codes = codes(KeySpace::Rotated, Format::F32, Format::F16));
-    refused("positions past the end", bad, |c, _| c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::From(u32::MAX - 3));
-    refused("short positions", bad, |c, _| c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::List(vec![1].into()));
+    refused("a tile less", bad, |c, _| {
+        drop(std::sync::Arc::make_mut(&mut c.seqs[0].heads[1][0].tiles).pop())
+    });
+    refused("other codes", bad, |c, _| {
+        c.seqs[0].heads[0][0].codes = codes(KeySpace::Rotated, Format::F32, Format::F16)
+    });
+    refused("positions past the end", bad, |c, _| {
+        c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::From(u32::MAX - 3)
+    });
+    refused("short positions", bad, |c, _| {
+        c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::List(vec![1].into())
+    });
     refused("short bias", bad, |c, b| c.seqs[0].heads[0][0].meta.bias = b.alloc(128).ok());
     refused("scale not finite", bad, |c, _| c.scale = f32::NAN);
     refused("targets of one sequence", bad, |c, _| drop(c.columns[0].targets.pop()));
@@ -193,14 +230,17 @@ fn impossible_calls_are_typed_errors() {
         b.submit(Call::Fill { dst: c.q.slice(8..12).unwrap(), value: f32::NAN }).unwrap();
     });
     refused("strips", "Unsupported", |c, _| c.columns[0].probe.reduce = Reduce::Strips(vec![1]));
-    refused("tracked", "Unsupported", |c, _| c.columns[0].probe.queries = Queries::Tracked(kvasir_core::ColId(0)));
+    refused("tracked", "Unsupported", |c, _| {
+        c.columns[0].probe.queries = Queries::Tracked(kvasir_core::ColId(0))
+    });
     refused("only", "Unsupported", |c, _| c.columns[0].probe.heads = Heads::Only(kvasir_core::SideId(0)));
     refused("ragged layer mean", bad, |c, _| {
         c.seqs[0].heads[0][0].rows -= 1;
         c.columns[0].probe.heads = Heads::LayerMean;
     });
     refused("four bits", "Unsupported", |c, _| {
-        c.seqs[0].heads[0][0].codes[0].format = Format::Int { bits: 4, along: kvasir_core::Axis::Row, group: 0 };
+        c.seqs[0].heads[0][0].codes[0].format =
+            Format::Int { bits: 4, along: kvasir_core::Axis::Row, group: 0 };
     });
 }
 
@@ -209,6 +249,8 @@ fn error_text_names_the_field() {
     let backend = cpu(Isa::Scalar);
     let mut call = Scene::random(&long(vec![1])).call(&backend);
     call.lse = backend.alloc(8).ok();
-    let Err(error @ Error::Invalid { .. }) = backend.submit(Call::Attend(Box::new(call))) else { panic!("accepted") };
+    let Err(error @ Error::Invalid { .. }) = backend.submit(Call::Attend(Box::new(call))) else {
+        panic!("accepted")
+    };
     assert_eq!(error.to_string(), "attend.lse: expected 24 bytes, got 8 bytes");
 }

@@ -8,23 +8,40 @@ use proptest::prelude::*;
 
 use crate::cpus;
 
-const KINDS: [WeightType; 6] =
-    [WeightType::F32, WeightType::F16, WeightType::Bf16, WeightType::Q8_0, WeightType::Q4_0, WeightType::Q4_1];
+const KINDS: [WeightType; 6] = [
+    WeightType::F32,
+    WeightType::F16,
+    WeightType::Bf16,
+    WeightType::Q8_0,
+    WeightType::Q4_0,
+    WeightType::Q4_1,
+];
 
-fn matrix(backend: &dyn Backend, kind: WeightType, rows: usize, cols: usize, seed: u64) -> (Weight, Vec<f64>) {
+fn matrix(
+    backend: &dyn Backend,
+    kind: WeightType,
+    rows: usize,
+    cols: usize,
+    seed: u64,
+) -> (Weight, Vec<f64>) {
     let (bytes, values) = weight(kind, rows, cols, &mut Noise::new(seed));
     let data = backend.upload(&bytes).unwrap();
     (Weight { data, kind, rows: rows as u32, cols: cols as u32 }, values)
 }
 
-fn product(backend: &dyn Backend, kind: WeightType, n: usize, rows: usize, cols: usize, add: bool) -> (Vec<f32>, Vec<f64>) {
+fn product(
+    backend: &dyn Backend,
+    kind: WeightType,
+    n: usize,
+    rows: usize,
+    cols: usize,
+    add: bool,
+) -> (Vec<f32>, Vec<f64>) {
     let (w, values) = matrix(backend, kind, rows, cols, 3);
     let mut noise = Noise::new(4);
     let (x, before) = (noise.normals(n * cols), noise.normals(n * rows));
     let out = backend.upload_f32(&before).unwrap();
-    backend
-        .submit(Call::MatMul { x: backend.upload_f32(&x).unwrap(), w, out: out.clone(), add })
-        .unwrap();
+    backend.submit(Call::MatMul { x: backend.upload_f32(&x).unwrap(), w, out: out.clone(), add }).unwrap();
     let mut want = Vec::new();
     for (r, x) in x.chunks(cols).enumerate() {
         for (o, w) in values.chunks(cols).enumerate() {
@@ -140,7 +157,17 @@ fn threads_do_not_change_a_bit() {
     for isa in [Isa::Scalar, Isa::Auto] {
         for kind in KINDS {
             for n in [1, 3, 40] {
-                let of = |threads| product(&Cpu::new(CpuOptions { isa, threads: Some(threads) }).unwrap(), kind, n, 333, 256, true).0;
+                let of = |threads| {
+                    product(
+                        &Cpu::new(CpuOptions { isa, threads: Some(threads) }).unwrap(),
+                        kind,
+                        n,
+                        333,
+                        256,
+                        true,
+                    )
+                    .0
+                };
                 let one = of(1);
                 assert_eq!(one, of(2));
                 assert_eq!(one, of(5));
@@ -178,7 +205,12 @@ fn columns_are_compacted_in_row_order_and_start_at_zero() {
 fn impossible_calls_are_typed_errors() {
     for backend in cpus() {
         let f = |n: usize| backend.alloc(n * 4).unwrap();
-        let weight = |rows: u32, cols: u32, bytes: usize, kind| Weight { data: backend.alloc(bytes).unwrap(), kind, rows, cols };
+        let weight = |rows: u32, cols: u32, bytes: usize, kind| Weight {
+            data: backend.alloc(bytes).unwrap(),
+            kind,
+            rows,
+            cols,
+        };
         let square = |n: u32| weight(n, n, (n * n * 4) as usize, WeightType::F32);
         let one = f(64);
         let part = |b: &Buf, from: usize| b.slice(from..from + 64).unwrap();

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use kvasir_core::{
-    Attend, AttendSeq, Backend, Buf, Call, Code, Codes, ColumnUpdate, Format, HIDDEN, Heads, KeySpace, Mask, Meta,
-    Over, Pos, Probe, Queries, Reduce, Rope, RopeArg, Run, SideId, Tile,
+    Attend, AttendSeq, Backend, Buf, Call, Code, Codes, ColumnUpdate, Format, HIDDEN, Heads, KeySpace, Mask,
+    Meta, Over, Pos, Probe, Queries, Reduce, Rope, RopeArg, Run, SideId, Tile,
 };
 use kvasir_testkit::Noise;
 use kvasir_testkit::pack::{beside, in_row_order, pack, unpack};
@@ -113,17 +113,23 @@ impl Scene {
                     }
                     let rows = pos.len();
                     let bias = spec.bias.then(|| {
-                        let bias = |_| if noise.bits().is_multiple_of(4) { HIDDEN } else { noise.normal() as f32 };
+                        let bias =
+                            |_| if noise.bits().is_multiple_of(4) { HIDDEN } else { noise.normal() as f32 };
                         (0..rows).map(bias).collect()
                     });
-                    let mut factor = || spec.scale.then(|| (0..rows).map(|_| 1.0 + 0.2 * noise.normal() as f32).collect());
+                    let mut factor =
+                        || spec.scale.then(|| (0..rows).map(|_| 1.0 + 0.2 * noise.normal() as f32).collect());
                     let scale = [factor(), factor()];
                     let (k, v) = (noise.normals(rows * spec.d), noise.normals(rows * spec.dv));
                     runs.push(SceneRun { codes: codes.clone(), pos, k, v, bias, scale });
                 }
                 heads.push(runs);
             }
-            seqs.push(SceneSeq { rows: (past as u32..(past + n) as u32).collect(), pass_from: past as u32, heads });
+            seqs.push(SceneSeq {
+                rows: (past as u32..(past + n) as u32).collect(),
+                pass_from: past as u32,
+                heads,
+            });
         }
         let n: usize = spec.rows.iter().sum();
         Self {
@@ -147,17 +153,17 @@ impl Scene {
 
     fn run_of(&self, backend: &dyn Backend, r: &SceneRun) -> Run {
         let rows = r.pos.len();
-        let tiles = r
-            .k
-            .chunks(32 * self.d)
-            .zip(r.v.chunks(32 * self.dv))
-            .map(|(k, v)| {
-                let bytes = pack(&r.codes, self.d, self.dv, k, v);
-                Tile { codes: backend.upload(&bytes).expect("upload"), own: true }
-            })
-            .collect();
+        let tiles =
+            r.k.chunks(32 * self.d)
+                .zip(r.v.chunks(32 * self.dv))
+                .map(|(k, v)| {
+                    let bytes = pack(&r.codes, self.d, self.dv, k, v);
+                    Tile { codes: backend.upload(&bytes).expect("upload"), own: true }
+                })
+                .collect();
         // Beyond the rows anything may lie.
-        let beside = |x: &Option<Vec<f32>>| x.as_ref().map(|x| backend.upload_f32(&beside(x, 3.0)).expect("upload"));
+        let beside =
+            |x: &Option<Vec<f32>>| x.as_ref().map(|x| backend.upload_f32(&beside(x, 3.0)).expect("upload"));
         Run {
             codes: r.codes.clone(),
             tiles: Arc::new(tiles),
@@ -181,8 +187,11 @@ impl Scene {
             .map(|s| {
                 let rows = from..from + s.rows.len() as u32;
                 from = rows.end;
-                let heads =
-                    s.heads.iter().map(|runs| runs.iter().map(|r| self.run_of(backend, r)).collect()).collect();
+                let heads = s
+                    .heads
+                    .iter()
+                    .map(|runs| runs.iter().map(|r| self.run_of(backend, r)).collect())
+                    .collect();
                 AttendSeq { rows, heads, pass_from: s.pass_from }
             })
             .collect();
@@ -234,7 +243,8 @@ impl Scene {
                     heads
                         .map(|(runs, s)| {
                             let runs = runs.iter().zip(s);
-                            runs.map(|(b, r)| in_row_order(&read(b.as_ref().expect("a target")), r.pos.len())).collect()
+                            runs.map(|(b, r)| in_row_order(&read(b.as_ref().expect("a target")), r.pos.len()))
+                                .collect()
                         })
                         .collect()
                 })
@@ -289,13 +299,18 @@ impl Scene {
                             let (k, v) = unpack(&r.codes, self.d, self.dv, &bytes, rows);
                             for i in 0..rows {
                                 let at = t * 32 + i;
-                                let factor = |s: &Option<Vec<f32>>| s.as_ref().map_or(1.0, |s| f64::from(s[at]));
+                                let factor =
+                                    |s: &Option<Vec<f32>>| s.as_ref().map_or(1.0, |s| f64::from(s[at]));
                                 let row = |x: &[f32], d: usize, f: f64| -> Vec<f64> {
                                     x[i * d..][..d].iter().map(|x| f64::from(*x) * f).collect()
                                 };
                                 let pos = r.pos[at];
                                 let k = row(&k, self.d, factor(&r.scale[0]));
-                                let k = if r.codes[0].space == KeySpace::Plain { self.rotate(&k, pos) } else { k };
+                                let k = if r.codes[0].space == KeySpace::Plain {
+                                    self.rotate(&k, pos)
+                                } else {
+                                    k
+                                };
                                 let bias = r.bias.as_ref().map_or(0.0, |b| f64::from(b[at]));
                                 keys.push(Key {
                                     k,
@@ -355,7 +370,9 @@ impl Scene {
                 };
                 let p_of = |row: usize, head: usize, i: usize| -> Option<f64> {
                     let keys = &keys[head / self.group];
-                    let part = || scores[row][head].iter().zip(keys).filter(|(_, k)| inside(k)).filter_map(|(s, _)| *s);
+                    let part = || {
+                        scores[row][head].iter().zip(keys).filter(|(_, k)| inside(k)).filter_map(|(s, _)| *s)
+                    };
                     let total: f64 = part().map(f64::exp).sum();
                     scores[row][head][i].filter(|_| inside(&keys[i])).map(|s| s.exp() / total)
                 };
@@ -399,11 +416,19 @@ impl Scene {
 /// Largest difference of two answers.
 pub(crate) fn distance(a: &Answer, b: &Answer) -> f32 {
     let flat = |x: &Answer| -> Vec<f32> {
-        x.out.iter().chain(&x.lse).chain(x.columns.iter().flatten().flatten().flatten().flatten()).copied().collect()
+        x.out
+            .iter()
+            .chain(&x.lse)
+            .chain(x.columns.iter().flatten().flatten().flatten().flatten())
+            .copied()
+            .collect()
     };
     let (a, b) = (flat(a), flat(b));
     assert_eq!(a.len(), b.len());
-    a.iter().zip(&b).map(|(x, y)| if x == y { 0.0 } else { (x - y).abs() }).fold(0.0, |m, x| if x > m || x.is_nan() { x } else { m })
+    a.iter()
+        .zip(&b)
+        .map(|(x, y)| if x == y { 0.0 } else { (x - y).abs() })
+        .fold(0.0, |m, x| if x > m || x.is_nan() { x } else { m })
 }
 
 pub(crate) const HALF: Rope = Rope::Half(SideId(0));

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use kvasir_core::{
-    Backend, Buf, Call, Code, Codes, Format, KeySpace, RopeArg, RowWrite, Tile, tile_bytes,
-};
+use kvasir_core::{Backend, Buf, Call, Code, Codes, Format, KeySpace, RopeArg, RowWrite, Tile, tile_bytes};
 use kvasir_testkit::Noise;
 use kvasir_testkit::pack::{pack, unpack};
 use proptest::prelude::*;
@@ -22,7 +20,9 @@ fn bytes_of(backend: &dyn Backend, b: &Buf) -> Vec<u8> {
 
 /// The bytes of a tile of zero rows, as seal and compact leave them where no row is.
 fn full(codes: &Codes, d: usize, dv: usize, k: &[f32], v: &[f32]) -> Vec<u8> {
-    let grow = |x: &[f32], d: usize| x.iter().copied().chain(std::iter::repeat(0.0)).take(32 * d).collect::<Vec<_>>();
+    let grow = |x: &[f32], d: usize| {
+        x.iter().copied().chain(std::iter::repeat(0.0)).take(32 * d).collect::<Vec<_>>()
+    };
     pack(codes, d, dv, &grow(k, d), &grow(v, dv))
 }
 
@@ -138,18 +138,28 @@ fn append_rotates_keys_where_the_code_says_so() {
                 let codes = codes(space, Format::F32, Format::F32);
                 let tile = backend.alloc(tile_bytes(&codes, d, d).unwrap()).unwrap();
                 let write = |i: u8| RowWrite { src: u32::from(i), head: 0, slot: i, tile: tile.clone() };
-                backend.submit(Call::Append {
-                    k: backend.upload_f32(&k).unwrap(), v: backend.upload_f32(&v).unwrap(),
-                    kv_heads: 1, k_dim: d as u16, v_dim: d as u16, codes: codes.clone(),
-                    rope: Some((RopeArg { kind, inv_freq: Arc::clone(&inv_freq) }, pos.into())),
-                    writes: vec![write(0), write(1)],
-                }).unwrap();
+                backend
+                    .submit(Call::Append {
+                        k: backend.upload_f32(&k).unwrap(),
+                        v: backend.upload_f32(&v).unwrap(),
+                        kv_heads: 1,
+                        k_dim: d as u16,
+                        v_dim: d as u16,
+                        codes: codes.clone(),
+                        rope: Some((RopeArg { kind, inv_freq: Arc::clone(&inv_freq) }, pos.into())),
+                        writes: vec![write(0), write(1)],
+                    })
+                    .unwrap();
                 let (got, values) = unpack(&codes, d, d, &bytes_of(&backend, &tile), 2);
                 assert_eq!(values, v);
                 for (r, row) in k.chunks(d).enumerate() {
                     for i in 0..d / 2 {
                         let (a, b) = if kind == HALF { (i, i + d / 2) } else { (2 * i, 2 * i + 1) };
-                        let angle = if space == KeySpace::Plain { 0.0 } else { f64::from(pos[r]) * f64::from(inv_freq[i]) };
+                        let angle = if space == KeySpace::Plain {
+                            0.0
+                        } else {
+                            f64::from(pos[r]) * f64::from(inv_freq[i])
+                        };
                         let (x, y) = (f64::from(row[a]), f64::from(row[b]));
                         let want = [x * angle.cos() - y * angle.sin(), y * angle.cos() + x * angle.sin()];
                         assert!((want[0] - f64::from(got[r * d + a])).abs() < 1e-6);
@@ -164,18 +174,32 @@ fn append_rotates_keys_where_the_code_says_so() {
 #[test]
 fn numbers_that_a_format_cannot_hold_are_refused_and_nothing_is_written() {
     for backend in cpus() {
-        for (bad, format) in [(f32::NAN, Format::F32), (f32::INFINITY, Format::Bf16), (70_000.0, Format::F16), (f32::MAX, Format::Bf16)] {
+        for (bad, format) in [
+            (f32::NAN, Format::F32),
+            (f32::INFINITY, Format::Bf16),
+            (70_000.0, Format::F16),
+            (f32::MAX, Format::Bf16),
+        ] {
             for in_keys in [true, false] {
                 let codes = codes(KeySpace::Rotated, format, format);
                 let tile = backend.alloc(tile_bytes(&codes, 8, 8).unwrap()).unwrap();
                 let (good, mut wrong) = (vec![1.0f32; 24], vec![1.0f32; 24]);
                 wrong[17] = bad;
                 let (k, v) = if in_keys { (&wrong, &good) } else { (&good, &wrong) };
-                let error = backend.submit(Call::Append {
-                    k: backend.upload_f32(k).unwrap(), v: backend.upload_f32(v).unwrap(),
-                    kv_heads: 1, k_dim: 8, v_dim: 8, codes, rope: None,
-                    writes: (0..3).map(|i| RowWrite { src: i, head: 0, slot: i as u8, tile: tile.clone() }).collect(),
-                }).unwrap_err();
+                let error = backend
+                    .submit(Call::Append {
+                        k: backend.upload_f32(k).unwrap(),
+                        v: backend.upload_f32(v).unwrap(),
+                        kv_heads: 1,
+                        k_dim: 8,
+                        v_dim: 8,
+                        codes,
+                        rope: None,
+                        writes: (0..3)
+                            .map(|i| RowWrite { src: i, head: 0, slot: i as u8, tile: tile.clone() })
+                            .collect(),
+                    })
+                    .unwrap_err();
                 assert!(matches!(&error, kvasir_core::Error::NonFinite { row: 2, .. }), "{error}");
                 assert!(bytes_of(&backend, &tile).iter().all(|&b| b == 0));
             }
@@ -192,7 +216,15 @@ fn a_zero_row_and_a_tiny_row_are_coded_as_zero() {
     for backend in cpus() {
         let src = backend.upload(&pack(&from, 8, 8, &rows, &rows)).unwrap();
         let dst = backend.alloc(tile_bytes(&to, 8, 8).unwrap()).unwrap();
-        backend.submit(Call::Seal { from_codes: from.clone(), to_codes: to.clone(), k_dim: 8, v_dim: 8, tiles: vec![(src, dst.clone(), 32)] }).unwrap();
+        backend
+            .submit(Call::Seal {
+                from_codes: from.clone(),
+                to_codes: to.clone(),
+                k_dim: 8,
+                v_dim: 8,
+                tiles: vec![(src, dst.clone(), 32)],
+            })
+            .unwrap();
         let (k, v) = unpack(&to, 8, 8, &bytes_of(&backend, &dst), 32);
         assert!(k.iter().chain(&v).all(|x| *x == 0.0));
     }
@@ -207,11 +239,24 @@ fn impossible_calls_are_typed_errors() {
         let tile = |c: &Codes| backend.alloc(tile_bytes(c, 16, 16).unwrap()).unwrap();
         let good = RowWrite { src: 0, head: 0, slot: 0, tile: tile(&f16s()) };
         let append = |codes: Codes, write: RowWrite, v: usize, rope| Call::Append {
-            k: f(32), v: f(v), kv_heads: 1, k_dim: 16, v_dim: 16, codes, rope, writes: vec![write],
+            k: f(32),
+            v: f(v),
+            kv_heads: 1,
+            k_dim: 16,
+            v_dim: 16,
+            codes,
+            rope,
+            writes: vec![write],
         };
-        let rope = |n: usize, pos: usize| Some((RopeArg { kind: HALF, inv_freq: vec![1.0; n].into() }, vec![0; pos].into()));
+        let rope = |n: usize, pos: usize| {
+            Some((RopeArg { kind: HALF, inv_freq: vec![1.0; n].into() }, vec![0; pos].into()))
+        };
         let seal = |from: Codes, to: Codes, rows| Call::Seal {
-            tiles: vec![(tile(&from), tile(&to), rows)], from_codes: from, to_codes: to, k_dim: 16, v_dim: 16,
+            tiles: vec![(tile(&from), tile(&to), rows)],
+            from_codes: from,
+            to_codes: to,
+            k_dim: 16,
+            v_dim: 16,
         };
         let own = tile(&f16s());
         let mapped = {
@@ -231,14 +276,89 @@ fn impossible_calls_are_typed_errors() {
             (append(mapped, good, 32, None), "Unsupported"),
             (seal(f16s(), int8(), 33), "InvalidArgument"),
             (seal(f16s(), codes(KeySpace::Plain, Format::INT8, Format::INT8), 32), "Unsupported"),
-            (Call::Seal { tiles: vec![(own.clone(), own.clone(), 1)], from_codes: f16s(), to_codes: f16s(), k_dim: 16, v_dim: 16 }, "InvalidArgument"),
-            (Call::Seal { tiles: Vec::new(), from_codes: f16s(), to_codes: f16s(), k_dim: 0, v_dim: 16 }, "InvalidArgument"),
-            (Call::Decode { codes: f16s(), k_dim: 16, v_dim: 16, tile: own.clone(), rows: 33, k_out: f(512), v_out: f(512) }, "InvalidArgument"),
-            (Call::Decode { codes: f16s(), k_dim: 16, v_dim: 16, tile: own.clone(), rows: 3, k_out: f(512), v_out: f(511) }, "InvalidArgument"),
-            (Call::Decode { codes: int8(), k_dim: 16, v_dim: 16, tile: own.clone(), rows: 3, k_out: f(512), v_out: f(512) }, "InvalidArgument"),
-            (Call::Compact { codes: f16s(), k_dim: 16, v_dim: 16, src: vec![Tile { codes: own.clone(), own: true }], idx: [32].into(), dst: vec![tile(&f16s())] }, "InvalidArgument"),
-            (Call::Compact { codes: f16s(), k_dim: 16, v_dim: 16, src: vec![Tile { codes: own.clone(), own: true }], idx: [3].into(), dst: vec![] }, "InvalidArgument"),
-            (Call::Compact { codes: f16s(), k_dim: 16, v_dim: 16, src: vec![Tile { codes: own.clone(), own: true }], idx: [3].into(), dst: vec![own] }, "InvalidArgument"),
+            (
+                Call::Seal {
+                    tiles: vec![(own.clone(), own.clone(), 1)],
+                    from_codes: f16s(),
+                    to_codes: f16s(),
+                    k_dim: 16,
+                    v_dim: 16,
+                },
+                "InvalidArgument",
+            ),
+            (
+                Call::Seal { tiles: Vec::new(), from_codes: f16s(), to_codes: f16s(), k_dim: 0, v_dim: 16 },
+                "InvalidArgument",
+            ),
+            (
+                Call::Decode {
+                    codes: f16s(),
+                    k_dim: 16,
+                    v_dim: 16,
+                    tile: own.clone(),
+                    rows: 33,
+                    k_out: f(512),
+                    v_out: f(512),
+                },
+                "InvalidArgument",
+            ),
+            (
+                Call::Decode {
+                    codes: f16s(),
+                    k_dim: 16,
+                    v_dim: 16,
+                    tile: own.clone(),
+                    rows: 3,
+                    k_out: f(512),
+                    v_out: f(511),
+                },
+                "InvalidArgument",
+            ),
+            (
+                Call::Decode {
+                    codes: int8(),
+                    k_dim: 16,
+                    v_dim: 16,
+                    tile: own.clone(),
+                    rows: 3,
+                    k_out: f(512),
+                    v_out: f(512),
+                },
+                "InvalidArgument",
+            ),
+            (
+                Call::Compact {
+                    codes: f16s(),
+                    k_dim: 16,
+                    v_dim: 16,
+                    src: vec![Tile { codes: own.clone(), own: true }],
+                    idx: [32].into(),
+                    dst: vec![tile(&f16s())],
+                },
+                "InvalidArgument",
+            ),
+            (
+                Call::Compact {
+                    codes: f16s(),
+                    k_dim: 16,
+                    v_dim: 16,
+                    src: vec![Tile { codes: own.clone(), own: true }],
+                    idx: [3].into(),
+                    dst: vec![],
+                },
+                "InvalidArgument",
+            ),
+            (
+                Call::Compact {
+                    codes: f16s(),
+                    k_dim: 16,
+                    v_dim: 16,
+                    src: vec![Tile { codes: own.clone(), own: true }],
+                    idx: [3].into(),
+                    dst: vec![own],
+                },
+                "InvalidArgument",
+            ),
         ];
         for (i, (call, code)) in calls.into_iter().enumerate() {
             let error = backend.submit(call).expect_err("a refusal");
@@ -258,20 +378,37 @@ fn golden(backend: &dyn Backend) -> Vec<u8> {
             let codes = [Code::rotated(format), Code::plain(format)];
             let room = |c: &Codes| backend.alloc(tile_bytes(c, d, d).unwrap()).unwrap();
             let (open, sealed) = (room(&dense), room(&codes));
-            backend.submit(Call::Append {
-                k: backend.upload_f32(&k).unwrap(), v: backend.upload_f32(&v).unwrap(),
-                kv_heads: 1, k_dim: d as u16, v_dim: d as u16, codes: dense.clone(), rope: None,
-                writes: (0..32).map(|i| RowWrite { src: i, head: 0, slot: i as u8, tile: open.clone() }).collect(),
-            }).unwrap();
-            backend.submit(Call::Seal {
-                from_codes: dense, to_codes: codes, k_dim: d as u16, v_dim: d as u16, tiles: vec![(open, sealed.clone(), 32)],
-            }).unwrap();
+            backend
+                .submit(Call::Append {
+                    k: backend.upload_f32(&k).unwrap(),
+                    v: backend.upload_f32(&v).unwrap(),
+                    kv_heads: 1,
+                    k_dim: d as u16,
+                    v_dim: d as u16,
+                    codes: dense.clone(),
+                    rope: None,
+                    writes: (0..32)
+                        .map(|i| RowWrite { src: i, head: 0, slot: i as u8, tile: open.clone() })
+                        .collect(),
+                })
+                .unwrap();
+            backend
+                .submit(Call::Seal {
+                    from_codes: dense,
+                    to_codes: codes,
+                    k_dim: d as u16,
+                    v_dim: d as u16,
+                    tiles: vec![(open, sealed.clone(), 32)],
+                })
+                .unwrap();
             let bytes = bytes_of(backend, &sealed);
             if d == 64 && format != Format::F32 {
                 file.extend(bytes);
             } else {
                 // FNV-1a.
-                let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+                let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, &b| {
+                    (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+                });
                 file.extend(sum.to_le_bytes());
             }
         }

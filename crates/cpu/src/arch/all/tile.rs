@@ -25,7 +25,11 @@ impl Store {
             Format::F16 => Self::F16,
             Format::Bf16 => Self::Bf16,
             Format::INT8 => Self::Int8,
-            other => return Err(Error::unsupported(format!("{field}: format {other} has no kernel in this build"))),
+            other => {
+                return Err(Error::unsupported(format!(
+                    "{field}: format {other} has no kernel in this build"
+                )));
+            }
         })
     }
 

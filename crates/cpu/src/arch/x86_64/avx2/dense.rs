@@ -218,7 +218,13 @@ fn matvec_avx2<K: Kind, const R: usize>(
 }
 
 /// Product of weight rows with one to four rows.
-pub(super) fn matvec(kind: WeightType, w: &[u8], cols: usize, x: &[f32], put: &mut dyn FnMut(usize, usize, f32)) {
+pub(super) fn matvec(
+    kind: WeightType,
+    w: &[u8],
+    cols: usize,
+    x: &[f32],
+    put: &mut dyn FnMut(usize, usize, f32),
+) {
     macro_rules! rows {
         ($kind:ty) => {
             match x.len() / cols {

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use kvasir_core::TILE_ROWS;
 
 use super::{load, store};
-use crate::arch::{Store, all};
+use crate::arch::Store;
 
 /// 32 bytes of a part.
 #[inline]
@@ -49,7 +49,8 @@ fn store_some(to: &mut [f32], x: __m256, n: usize) {
 fn keys16<const BF16: bool>(part: &[u8], dim: usize, d: usize, out: &mut [f32]) {
     // [khi][rhi][klo] to [khi][klo][rhi], in both lanes.
     let order = _mm256_setr_epi8(
-        0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,
+        0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11,
+        14, 15,
     );
     for j in 0..d / 16 {
         for q in [0, 2] {
@@ -68,7 +69,9 @@ fn keys16<const BF16: bool>(part: &[u8], dim: usize, d: usize, out: &mut [f32]) 
                     (9, _mm256_unpackhi_epi64(ah, bh)),
                 ];
                 for (c, x) in channels {
-                    for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)].into_iter().enumerate() {
+                    for (half, x) in
+                        [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)].into_iter().enumerate()
+                    {
                         let c = j * 16 + c + (q + half) * 2;
                         if c < dim {
                             store(&mut out[c * TILE_ROWS + r * 4..], widen::<BF16>(x));
@@ -111,8 +114,9 @@ fn values16<const BF16: bool>(part: &[u8], dim: usize, d: usize, out: &mut [f32]
                         if c >= dim {
                             continue;
                         }
-                        for (half, x) in
-                            [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)].into_iter().enumerate()
+                        for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
+                            .into_iter()
+                            .enumerate()
                         {
                             let row = ((q + half) * 2 + klo) * 4 + sub * 2 + khi;
                             store_some(&mut out[row * dim + c..], widen::<BF16>(x), dim - c);
@@ -129,7 +133,8 @@ fn values16<const BF16: bool>(part: &[u8], dim: usize, d: usize, out: &mut [f32]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn params(part: &[u8], d: usize) -> ([f32; TILE_ROWS], [f32; TILE_ROWS]) {
     let split = _mm256_setr_epi8(
-        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
+        14, 15,
     );
     let (mut scale, mut mid) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
     for i in 0..4 {
@@ -155,7 +160,8 @@ fn keys8(part: &[u8], dim: usize, d: usize, out: &mut [f32]) {
     let flip = _mm256_set1_epi8(-128);
     // [j][khi][rhi][klo] to [j][khi][klo][rhi], in both lanes.
     let order = _mm256_setr_epi8(
-        0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15,
+        0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14,
+        13, 15,
     );
     for j in 0..d / 32 {
         for q in [0, 2] {
@@ -179,8 +185,9 @@ fn keys8(part: &[u8], dim: usize, d: usize, out: &mut [f32]) {
                         (9, _mm256_unpackhi_epi64(b, f)),
                     ];
                     for (c, x) in channels {
-                        for (half, x) in
-                            [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)].into_iter().enumerate()
+                        for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
+                            .into_iter()
+                            .enumerate()
                         {
                             let c = j * 32 + jlo * 16 + c + (q + half) * 2;
                             if c >= dim {
@@ -211,8 +218,9 @@ fn values8(part: &[u8], dim: usize, d: usize, out: &mut [f32]) {
                     _mm256_xor_si256(bytes(part, sub * d * 16 + j * 512 + (r * 4 + q) * 16), flip)
                 });
                 // Transpose 8 x 16 of 8 bits in both lanes: bytes of two rows, of four, of eight.
-                let two = [0, 2, 4, 6]
-                    .map(|i: usize| [_mm256_unpacklo_epi8(x[i], x[i + 1]), _mm256_unpackhi_epi8(x[i], x[i + 1])]);
+                let two = [0, 2, 4, 6].map(|i: usize| {
+                    [_mm256_unpacklo_epi8(x[i], x[i + 1]), _mm256_unpackhi_epi8(x[i], x[i + 1])]
+                });
                 for jlo in 0..2 {
                     let four = [0, 2].map(|i: usize| {
                         let (a, b) = (two[i][jlo], two[i + 1][jlo]);
@@ -221,14 +229,16 @@ fn values8(part: &[u8], dim: usize, d: usize, out: &mut [f32]) {
                     for khi in 0..2 {
                         let (a, b) = (four[0][khi], four[1][khi]);
                         // Columns [rhi][klo] of eight bytes, two in a register.
-                        for (rhi, x) in [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)].into_iter().enumerate()
+                        for (rhi, x) in
+                            [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)].into_iter().enumerate()
                         {
                             let c = j * 32 + jlo * 16 + rhi * 8;
                             if c >= dim {
                                 continue;
                             }
-                            for (half, x) in
-                                [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)].into_iter().enumerate()
+                            for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
+                                .into_iter()
+                                .enumerate()
                             {
                                 for (klo, x) in [x, _mm_unpackhi_epi64(x, x)].into_iter().enumerate() {
                                     let row = ((q + half) * 2 + klo) * 4 + sub * 2 + khi;
@@ -249,7 +259,8 @@ fn values8(part: &[u8], dim: usize, d: usize, out: &mut [f32]) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn transpose(x: [__m256; 8]) -> [__m256; 8] {
-    let a = [0, 2, 4, 6].map(|i: usize| [_mm256_unpacklo_ps(x[i], x[i + 1]), _mm256_unpackhi_ps(x[i], x[i + 1])]);
+    let a =
+        [0, 2, 4, 6].map(|i: usize| [_mm256_unpacklo_ps(x[i], x[i + 1]), _mm256_unpackhi_ps(x[i], x[i + 1])]);
     let quad = |l: __m256, m: __m256| [_mm256_shuffle_ps::<0x44>(l, m), _mm256_shuffle_ps::<0xEE>(l, m)];
     let [b0, b1] = quad(a[0][0], a[1][0]);
     let [b2, b3] = quad(a[0][1], a[1][1]);
@@ -287,8 +298,24 @@ fn keys32(part: &[u8], dim: usize, out: &mut [f32]) {
         for c in c..dim {
             for i in 0..8 {
                 let at = (row_at(p + i) * dim + c) * 4;
-                out[c * TILE_ROWS + p + i] = f32::from_le_bytes([part[at], part[at + 1], part[at + 2], part[at + 3]]);
+                out[c * TILE_ROWS + p + i] =
+                    f32::from_le_bytes([part[at], part[at + 1], part[at + 2], part[at + 3]]);
             }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn values32(part: &[u8], dim: usize, out: &mut [f32]) {
+    for (p, row) in out.chunks_exact_mut(dim).enumerate().take(TILE_ROWS) {
+        let from = &part[row_at(p) * dim * 4..][..dim * 4];
+        let whole = dim / 8 * 8;
+        for c in (0..whole).step_by(8) {
+            store(&mut row[c..], _mm256_castsi256_ps(bytes(from, c * 4)));
+        }
+        for (x, b) in row[whole..].iter_mut().zip(from[whole * 4..].chunks_exact(4)) {
+            *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
         }
     }
 }
@@ -313,7 +340,7 @@ pub(super) fn decode_values(store: Store, part: &[u8], dim: usize, out: &mut [f3
     // SAFETY: the features were detected.
     unsafe {
         match store {
-            Store::F32 => all::tile::decode_values(store, part, dim, out),
+            Store::F32 => values32(part, dim, out),
             Store::F16 => values16::<false>(part, dim, d, out),
             Store::Bf16 => values16::<true>(part, dim, d, out),
             Store::Int8 => values8(part, dim, d, out),
