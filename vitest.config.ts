@@ -1,6 +1,8 @@
 import { defineConfig } from 'vitest/config'
 
 export default defineConfig({
+  // The examples import the package by its name, as a user does.
+  resolve: { alias: { kvasir: new URL('./ts/index.ts', import.meta.url).pathname } },
   test: {
     include: ['__test__/**/*.test.ts'],
     globalSetup: ['__test__/setup.ts'],

@@ -282,7 +282,7 @@ export interface NativeBinding {
   openStore(options: string): Promise<NativeStore>
   /** One batch: append `ids[i]` to `sessions[i]`, all of one model. All or nothing. */
   stepMany(sessions: NativeSession[], ids: Uint32Array, cancel: NativeCancel): Promise<void>
-  /** `options`: JSON `{"quick": bool, "threads"?}`. JSON `{"ceilingGBps", "attention": [{code, headDim, group, tokens, gbps, fractionOfCeiling, ratioToF16}]}`. */
+  /** `options`: JSON `{"quick": bool, "threads"?}`. JSON `{"isa", "threads", "device", "ceilingGBps", "attention": [{code, headDim, group, tokens, gbps, fractionOfCeiling, ratioToF16}]}`. */
   bench(options: string, cancel: NativeCancel): Promise<string>
 }
 

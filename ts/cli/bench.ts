@@ -4,6 +4,9 @@ import { native, watched } from '../native.js'
 import { type Command, digits, flags, printJson, progress, table, whole } from './shared.js'
 
 interface Bench {
+  readonly device: string
+  readonly isa: string
+  readonly threads: number
   readonly ceilingGBps: number
   readonly attention: readonly {
     readonly code: string
@@ -20,7 +23,7 @@ export const bench: Command = {
   summary: 'speed of attention over each code, against the memory of this machine',
   help: `  --quick       fewer sizes and repeats
   --threads N   default: one per core
-  --json        { ceilingGBps, attention: [{ code, headDim, group, tokens, gbps, fractionOfCeiling, ratioToF16 }] };
+  --json        { device, isa, threads, ceilingGBps, attention: [{ code, headDim, group, tokens, gbps, fractionOfCeiling, ratioToF16 }] };
                 group = query heads per kv head, ratioToF16 = time of f16 over time of this code`,
   async run(args) {
     const f = flags(args, {
@@ -48,7 +51,9 @@ export const bench: Command = {
       `${(100 * a.fractionOfCeiling).toFixed(0)} %`,
       digits(a.ratioToF16),
     ])
-    process.stdout.write(`memory reads ${digits(result.ceilingGBps)} GB/s\n\n`)
+    process.stdout.write(
+      `${result.device}, ${result.isa}, ${result.threads} threads: memory reads ${digits(result.ceilingGBps)} GB/s\n\n`,
+    )
     process.stdout.write(
       table(['code', 'head dim', 'group', 'tokens', 'GB/s', 'of ceiling', 'speed vs f16'], rows),
     )

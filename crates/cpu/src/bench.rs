@@ -201,7 +201,7 @@ pub fn bench_attention(options: &BenchOptions) -> Result<BenchReport> {
     check::at_least("bench.tokens", options.tokens as usize, 1)?;
     check::at_least("bench.rounds", options.rounds, 1)?;
     check::at_least("bench.bytes", options.bytes, SLICE)?;
-    let cpu = Cpu::new(options.cpu.clone())?;
+    let cpu = Cpu::new(options.cpu)?;
     let data: Vec<u64> = (0..options.bytes as u64 / 8).collect();
     let formats = [Format::F32, Format::F16, Format::Bf16, Format::INT8];
     let mut ceilings = Vec::new();

@@ -23,7 +23,7 @@ pub enum Isa {
 }
 
 /// Options of the CPU backend.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
     /// Kernels.
     pub isa: Isa,

@@ -86,7 +86,7 @@ pub(crate) fn size(field: &str, factors: &[usize]) -> Result<usize> {
     factors
         .iter()
         .try_fold(1usize, |a, &b| a.checked_mul(b))
-        .filter(|&n| n <= isize::MAX as usize)
+        .filter(|&n| isize::try_from(n).is_ok())
         .ok_or_else(|| Error::invalid(field, "a size below 2^63", format_args!("{factors:?}")))
 }
 

@@ -78,7 +78,10 @@ impl RopeTable {
 
 /// Tables of a backend.
 #[derive(Default)]
-pub(crate) struct RopeCache(Mutex<Vec<(Arc<[f32]>, Arc<Vec<f32>>)>>);
+pub(crate) struct RopeCache(Mutex<Vec<Known>>);
+
+/// Frequencies and their table.
+type Known = (Arc<[f32]>, Arc<Vec<f32>>);
 
 impl RopeCache {
     /// The rotation of rows of `dim` channels, with positions up to `last` in its table where that is affordable.

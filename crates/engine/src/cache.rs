@@ -14,9 +14,9 @@ use serde::Serialize;
 use serde_json::Value as Json;
 
 use crate::blocks::{BlockTiles, SharedPrefix};
+use crate::cancel::Cancel;
 use crate::commit::{Owner, RunState, State};
 use crate::drive::{self, PASS_ROWS};
-use crate::cancel::Cancel;
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Recipe, Result};
 

@@ -105,9 +105,12 @@ impl Pass {
         out: &mut [f32],
     ) -> Result<()> {
         let count = s.layout.layers.len();
-        let at = s.layout.layers.get(layer).cloned().ok_or_else(|| {
-            kvasir_core::Error::invalid("layer", format_args!("below {count}"), layer)
-        })?;
+        let at = s
+            .layout
+            .layers
+            .get(layer)
+            .cloned()
+            .ok_or_else(|| kvasir_core::Error::invalid("layer", format_args!("below {count}"), layer))?;
         let rows = self.pos().len();
         let (qh, kh) = (at.q_heads as usize, at.kv_heads as usize);
         check::equal("q", "numbers", rows * qh * k_dim(&at), q.len())?;

@@ -153,6 +153,9 @@ impl Stack {
                     format!("{:?}", run[0]),
                 ));
             }
+            if slots.iter().any(|s| s.floor.is_some()) {
+                return Err(Error::invalid("recipe.floor", "no floor, since positions are packed", "a floor"));
+            }
             if sinks > 0 {
                 return Err(Error::invalid("recipe.sinkRows", "0, since positions are packed", sinks));
             }

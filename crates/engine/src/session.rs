@@ -252,7 +252,9 @@ impl Session {
         // Hidden slots are those of the sinks: the first of their run.
         let hidden = |(r, run): (usize, &Run)| match run.meta.bias {
             None => 0,
-            Some(_) => (0..run.rows as usize).take_while(|&i| self.stack.hides(r, run.meta.pos.at(i))).count() as u32,
+            Some(_) => {
+                (0..run.rows as usize).take_while(|&i| self.stack.hides(r, run.meta.pos.at(i))).count() as u32
+            }
         };
         table.rows() - table.runs.iter().enumerate().map(hidden).sum::<u32>()
     }

@@ -47,7 +47,8 @@ impl Session {
 
     /// Goes back.
     pub(crate) fn back_to(&mut self, point: Point) -> Result<()> {
-        for (slot, saved) in self.stack.slots.iter_mut().zip(point.policies.as_array().into_iter().flatten()) {
+        for (slot, saved) in self.stack.slots.iter_mut().zip(point.policies.as_array().into_iter().flatten())
+        {
             slot.policy.load(saved)?;
         }
         self.tables = point.tables;

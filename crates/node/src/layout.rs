@@ -106,7 +106,9 @@ pub(crate) fn hex32(field: &str, text: &str) -> Result<[u8; 32]> {
         match (digit(2 * i), digit(2 * i + 1)) {
             (Some(high), Some(low)) if text.len() == 64 => *byte = (high * 16 + low) as u8,
             // The text may be a secret: only its length is told.
-            _ => return Err(Core::invalid(field, "64 hex digits", format_args!("{} bytes", text.len())).into()),
+            _ => {
+                return Err(Core::invalid(field, "64 hex digits", format_args!("{} bytes", text.len())).into());
+            }
         }
     }
     Ok(out)

@@ -7,6 +7,7 @@
 #![allow(clippy::needless_pass_by_value, reason = "arguments arrive by value from JavaScript")]
 
 mod backend;
+mod bench;
 mod cancel;
 mod door;
 mod error;
@@ -23,6 +24,7 @@ use serde_json::json;
 
 use error::{guard, to_json};
 
+pub use bench::bench;
 pub use model::load_model;
 pub use session::step_many;
 pub use store::open_store;

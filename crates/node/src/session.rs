@@ -134,12 +134,7 @@ impl NativeSession {
 
     /// Appends one id.
     #[napi]
-    pub fn step<'env>(
-        &self,
-        env: &'env Env,
-        id: u32,
-        cancel: &NativeCancel,
-    ) -> napi::Result<Object<'env>> {
+    pub fn step<'env>(&self, env: &'env Env, id: u32, cancel: &NativeCancel) -> napi::Result<Object<'env>> {
         let (lease, cancel) = (guard(|| self.slot.lease())?, cancel.inner.clone());
         promise(env, move || {
             let model = lease.model()?;

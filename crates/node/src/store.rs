@@ -88,8 +88,7 @@ impl NativeStore {
         promise(env, move || {
             let _inside = inside;
             let open = Opening::new(&cache, &options, model)?;
-            let session =
-                open.cache.session(&open.options.tenant, open.share, open.layout, open.session)?;
+            let session = open.cache.session(&open.options.tenant, open.share, open.layout, open.session)?;
             Ok(NativeSession::new(session, open.model, door, None))
         })
     }

@@ -64,8 +64,9 @@ impl Fs for CountingFs {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn FileWrite>> {
+        let file = OsFs.create(path)?;
         self.0.files.fetch_add(1, Ordering::Relaxed);
-        Ok(Box::new(CountingFile(OsFs.create(path)?, Arc::clone(&self.0))))
+        Ok(Box::new(CountingFile(file, Arc::clone(&self.0))))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn FileRead>> {

@@ -15,11 +15,12 @@
 //! remembered by this process only; after a restart packs are as old as their files. Records are not evicted: they are small,
 //! and with their token ids everything else can be computed again.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
 use crate::fs::{TEMPORARY, now_ms, write_durably};
 use crate::index::{Index, PackNo};
@@ -186,10 +187,9 @@ impl Disk {
         }
         let mut report = PutReport::default();
         for owner in owners {
-            // Packs that another process has evicted must not count as stored.
-            self.look_again(owner);
             let mut seen = HashSet::new();
             let of_owner: Vec<_> = blocks.iter().filter(|b| b.owner == owner).collect();
+            self.drop_vanished(&of_owner);
             let fresh: Vec<_> = {
                 let index = self.index();
                 let stored =
@@ -204,6 +204,24 @@ impl Disk {
             }
         }
         Ok(report)
+    }
+
+    /// Packs that another process has evicted must not count as stored.
+    fn drop_vanished(&self, blocks: &[&Draft<'_>]) {
+        let rows = blocks.iter().filter(|b| b.kind == Kind::Rows);
+        let packs: Vec<_> = {
+            let index = self.index();
+            let packs: BTreeSet<_> =
+                rows.flat_map(|b| index.packs_of(&b.name, Copies::Coded(b.codec))).collect();
+            packs
+                .into_iter()
+                .filter_map(|no| index.pack(no).map(|p| (no, self.pack_path(p.owner, p.id))))
+                .collect()
+        };
+        let is_gone =
+            |path: &Path| self.fs.modified_ms(path).is_err_and(|e| e.kind() == io::ErrorKind::NotFound);
+        let gone: Vec<_> = packs.iter().filter(|(_, path)| is_gone(path)).map(|(no, _)| *no).collect();
+        self.index().remove(&gone);
     }
 
     fn write_pack(&self, owner: Tag, blocks: &[&Draft<'_>], keep: &[Name]) -> Result<u64> {
@@ -290,7 +308,7 @@ impl Disk {
     fn try_get(&self, want: &Expect<'_>) -> Result<Block, Miss> {
         let mut first = None;
         for again in [false, true] {
-            if again && !self.look_again(want.owner) {
+            if again && !self.refresh(want.owner) {
                 break;
             }
             let found = self.index().find(&want.name, want.copies);
@@ -336,13 +354,17 @@ impl Disk {
         if found == chain.len() {
             return found;
         }
-        if self.refresh(chain.owners()[found]) { run() } else { found }
+        if self.refresh_if_cheap(chain.owners()[found]) { run() } else { found }
     }
 
-    /// Look for what other processes have written or removed in an owner's folder, if it has changed since the last look.
-    /// False if there was nothing to look for. Reads do this by themselves before they say that something is missing.
-    pub fn refresh(&self, owner: Tag) -> bool {
-        self.look_again(owner)
+    /// As [`Disk::refresh`], but at most a twentieth of the time goes into it: nearly every prompt ends in something that is
+    /// not stored, and a folder may have very many files. So a new pack of another process may take a moment to be found.
+    pub fn refresh_if_cheap(&self, owner: Tag) -> bool {
+        let looked = self.index().folders.get(&owner).and_then(|f| f.looked);
+        if looked.is_some_and(|(when, took)| when.elapsed() < took * 20) {
+            return false;
+        }
+        self.refresh(owner)
     }
 
     /// True if the index knows the block in an acceptable code.
@@ -519,8 +541,9 @@ impl Disk {
         }
     }
 
-    /// Look again, if the folder has changed since the last look. Says whether it looked.
-    fn look_again(&self, owner: Tag) -> bool {
+    /// Look for what other processes have written or removed in an owner's folder, if it has changed since the last look.
+    /// False if there was nothing to look for. [`Disk::get`] does this before it says that something is missing.
+    pub fn refresh(&self, owner: Tag) -> bool {
         let changed = self.fs.modified_ms(&self.folder(owner)).ok();
         let as_of = self.index().folders.get(&owner).and_then(|f| f.as_of_ms);
         if changed.is_none() && as_of.is_none() && !self.index().folders.contains_key(&owner) {
@@ -536,7 +559,7 @@ impl Disk {
     /// Bring the index up to date with an owner's folder.
     fn look(&self, owner: Tag, clean: bool) -> Result<()> {
         let dir = self.folder(owner);
-        let began = now_ms();
+        let (began, start) = (now_ms(), Instant::now());
         let changed = self.fs.modified_ms(&dir).ok();
         let names = match self.fs.list(&dir) {
             Ok(names) => names,
@@ -581,6 +604,7 @@ impl Disk {
         }
         let mut index = self.index();
         let Some(folder) = index.folders.get_mut(&owner) else { return Ok(()) };
+        folder.looked = Some((Instant::now(), start.elapsed()));
         folder.as_of_ms = changed.filter(|c| began > c + CLOCK_GRAIN_MS);
         let gone: Vec<_> =
             folder.packs.iter().filter(|(id, _)| !packs.contains(*id)).map(|(_, no)| *no).collect();

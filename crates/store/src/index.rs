@@ -1,12 +1,13 @@
 //! What is on disk, by name: a cache rebuilt from footers. The files are the truth.
 //!
-//! 88 bytes of hash table a block (56 of entry, at the table's usual load), about 200 a pack. A name may have several copies:
+//! 61 to 121 bytes a block, depending on how full the hash table is, and about 160 a pack. A name may have several copies:
 //! other codes, or the same block committed by two processes at once; the first lives in the table, the rest aside.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::mem::Lease;
 use crate::pack::PackIndex;
@@ -61,6 +62,8 @@ pub(crate) struct Folder {
     pub(crate) records: BTreeMap<Name, u64>,
     /// The folder's time of change at that look, if a later change is sure to show in it.
     pub(crate) as_of_ms: Option<u64>,
+    /// When that look ended, and how long it took.
+    pub(crate) looked: Option<(Instant, Duration)>,
 }
 
 #[derive(Debug, Default)]
@@ -146,6 +149,11 @@ impl Index {
         let mut found: Vec<_> = self.locs(name).filter(|l| copies.accepts(l.codec())).copied().collect();
         found.sort_by_key(|l| l.codec() != copies.first());
         found
+    }
+
+    /// Packs that hold acceptable copies.
+    pub(crate) fn packs_of(&self, name: &Name, copies: Copies) -> impl Iterator<Item = PackNo> {
+        self.locs(name).filter(move |l| copies.accepts(l.codec())).map(|l| l.pack)
     }
 
     pub(crate) fn has(&self, name: &Name, copies: Copies) -> bool {

@@ -126,7 +126,7 @@ impl<V: Clone> Store<V> {
         let run = || leading_run(names.len(), |i| in_mem(i) || disk.has_block(&names[i], copies));
         let found = run();
         // Another process may have written more.
-        if found < names.len() && disk.refresh(chain.owners()[found]) { run() } else { found }
+        if found < names.len() && disk.refresh_if_cheap(chain.owners()[found]) { run() } else { found }
     }
 
     /// Write the blocks that are not stored yet, then the record. Durable when it returns, unless there is no folder: then the

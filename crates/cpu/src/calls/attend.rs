@@ -284,7 +284,9 @@ fn queries(q: &[f32], dims: Dims, pos: &[u32], rope: Option<&RopeTable>, scale: 
         if let Some(rope) = rope {
             rope.rotate(to, pos[row], &mut spare);
         }
-        to.iter_mut().for_each(|x| *x *= scale);
+        for x in to {
+            *x *= scale;
+        }
     }
     out
 }
@@ -457,7 +459,7 @@ impl Job<'_> {
         }
         let q = self.vectors(unit.head, unit.from, unit.rows);
         self.with_scratch(unit.rows, |Decoded { keys, values, scores }| {
-            for tile in tiles.iter().filter(|t| !self.skips(span, t)) {
+            for (i, tile) in tiles.iter().enumerate().filter(|(_, t)| !self.skips(span, t)) {
                 self.keys(tile, keys);
                 (self.kernels.scores)(q, d, keys, scores);
                 let base = base(tile);
@@ -482,7 +484,7 @@ impl Job<'_> {
                 if active.is_empty() {
                     continue;
                 }
-                self.values(tile, values);
+                self.values(tile, tiles.get(i + 1).map_or(&[], |t| t.parts[0]), values);
                 for r in active {
                     let p = &scores[r.start * TILE_ROWS..r.end * TILE_ROWS];
                     (self.kernels.accumulate)(p, values, dv, &mut to.out[r.start * dv..r.end * dv]);
@@ -493,7 +495,8 @@ impl Job<'_> {
 
     /// Keys of a tile as `[D, 32]`: decoded, scaled, rotated if stored plain.
     pub(super) fn keys(&self, tile: &TileRef<'_>, keys: &mut [f32]) {
-        (self.kernels.decode_keys)(tile.stores[0], tile.parts[0], self.dims.d, keys);
+        // The values of the tile come next, or another tile's keys if there is nothing to sum.
+        (self.kernels.decode_keys)(tile.stores[0], tile.parts[0], tile.parts[1], self.dims.d, keys);
         if let Some(scale) = tile.scale[0] {
             for row in keys.chunks_exact_mut(TILE_ROWS) {
                 row.iter_mut().zip(scale).for_each(|(x, s)| *x *= s);
@@ -519,12 +522,14 @@ impl Job<'_> {
     }
 
     /// Values of a tile as `[32, Dv]`.
-    fn values(&self, tile: &TileRef<'_>, values: &mut [f32]) {
+    fn values(&self, tile: &TileRef<'_>, next: &[u8], values: &mut [f32]) {
         let dv = self.dims.dv;
-        (self.kernels.decode_values)(tile.stores[1], tile.parts[1], dv, values);
+        (self.kernels.decode_values)(tile.stores[1], tile.parts[1], next, dv, values);
         if let Some(scale) = tile.scale[1] {
             for (row, s) in values.chunks_exact_mut(dv).zip(scale) {
-                row.iter_mut().for_each(|x| *x *= s);
+                for x in row {
+                    *x *= s;
+                }
             }
         }
         for t in tile.rows..TILE_ROWS {
@@ -561,8 +566,9 @@ pub(super) fn base(tile: &TileRef<'_>) -> Option<[f32; TILE_ROWS]> {
     let mut base = [0.0; TILE_ROWS];
     if let Some(bias) = tile.bias {
         base.copy_from_slice(bias);
-        // NaN hides too: a comparison with it is false.
-        base.iter_mut().filter(|b| !(**b > UNSEEN)).for_each(|b| *b = HIDDEN);
+        for b in base.iter_mut().filter(|b| b.is_nan() || **b <= UNSEEN) {
+            *b = HIDDEN;
+        }
     }
     (tile.rows..TILE_ROWS).for_each(|t| base[pi(t)] = HIDDEN);
     Some(base)

@@ -147,16 +147,18 @@ fn measure_one(cpu: &Cpu, job: &Job<'_>, a: &Attend, update: &ColumnUpdate, stat
     Update { groups, numbers }
 }
 
-/// `base` with the rows hidden over which the probe does not normalise; nothing if the tile has none of them.
-fn part(over: Over, tile: &TileRef<'_>, pass_from: u32) -> Option<Option<[f32; TILE_ROWS]>> {
-    let own = base(tile);
+/// What is added to the scores of a tile, with the rows hidden over which the probe does not normalise; nothing if the tile
+/// has none of them.
+fn part(over: Over, tile: &TileRef<'_>, pass_from: u32) -> Option<[f32; TILE_ROWS]> {
+    let mut own = base(tile).unwrap_or([0.0; TILE_ROWS]);
     match over {
         Over::All => Some(own),
         Over::Run(run) => (run.0 as usize == tile.run).then_some(own),
         Over::Past => {
-            let mut own = own.unwrap_or([0.0; TILE_ROWS]);
-            (0..tile.rows()).filter(|&t| tile.pos(t) >= pass_from).for_each(|t| own[pi(t)] = HIDDEN);
-            Some(Some(own))
+            for t in (0..tile.rows()).filter(|&t| tile.pos(t) >= pass_from) {
+                own[pi(t)] = HIDDEN;
+            }
+            Some(own)
         }
     }
 }
@@ -184,7 +186,7 @@ fn sums(
             (job.kernels.scores)(job.vectors(head, from, rows), d, keys, scores);
             let mut masked = [0.0; TILE_ROWS];
             for row in 0..rows {
-                let bias = job.bias(tile, base.as_ref(), job.q_pos[from + row], &mut masked);
+                let bias = job.bias(tile, Some(&base), job.q_pos[from + row], &mut masked);
                 for v in row * g..(row + 1) * g {
                     let [m, l] = &mut to[v * 2..][..2] else { continue };
                     (job.kernels.fold)(&mut scores[v * TILE_ROWS..][..TILE_ROWS], bias, m, l);
@@ -226,7 +228,7 @@ fn column(
                 (job.kernels.scores)(job.vectors(head, from, rows), d, keys, scores);
                 let mut masked = [0.0; TILE_ROWS];
                 for row in 0..rows {
-                    let bias = job.bias(tile, base.as_ref(), job.q_pos[from + row], &mut masked);
+                    let bias = job.bias(tile, Some(&base), job.q_pos[from + row], &mut masked);
                     let shown = |i: usize| bias.is_none_or(|b| b[i] > UNSEEN);
                     (0..TILE_ROWS).for_each(|i| seen[row][i] |= shown(i));
                     for v in row * g..(row + 1) * g {

@@ -60,7 +60,7 @@ const ROLES: [Role; 2] = [Role::Key, Role::Value];
 /// Every number fits the format.
 fn storable(what: &str, rows: &[f32], dim: usize, store: Store) -> Result<()> {
     let limit = store.limit();
-    match rows.iter().position(|x| !(x.abs() <= limit)) {
+    match rows.iter().position(|x| x.is_nan() || x.abs() > limit) {
         None => Ok(()),
         Some(i) => Err(Error::NonFinite { what: format!("{what} as {}", store.format()), row: i / dim }),
     }
@@ -139,8 +139,8 @@ fn decode_part(
     let i = usize::from(role == Role::Value);
     let dim = shape.dims[i];
     match role {
-        Role::Key => (cpu.kernels.decode_keys)(shape.stores[i], part, dim, turned),
-        Role::Value => (cpu.kernels.decode_values)(shape.stores[i], part, dim, turned),
+        Role::Key => (cpu.kernels.decode_keys)(shape.stores[i], part, &[], dim, turned),
+        Role::Value => (cpu.kernels.decode_values)(shape.stores[i], part, &[], dim, turned),
     }
     for (t, row) in out.chunks_exact_mut(dim).enumerate() {
         if t >= rows {

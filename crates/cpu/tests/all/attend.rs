@@ -1,7 +1,7 @@
 //! Attention against the naive f64 answer, on every path; bits against threads and batches.
 
 use kvasir_core::{
-    Backend, Buf, Call, Error, Format, Heads, KeySpace, Mask, Over, Probe, Queries, Reduce, Rope, RunId,
+    Backend, Call, Error, Format, Heads, KeySpace, Mask, Over, Probe, Queries, Reduce, Rope, RunId,
 };
 use kvasir_cpu::{Cpu, CpuOptions, Isa};
 use proptest::prelude::*;
@@ -144,8 +144,7 @@ fn a_row_alone_equals_the_row_in_its_batch() {
         let row = 6 * 16;
         for r in [0usize, 1, 33, 69] {
             let mut one = call.clone();
-            let at = |b: &Buf, wide: usize| b.slice(r * wide * 4..(r + 1) * wide * 4).unwrap();
-            one.q = at(&call.q, row);
+            one.q = call.q.slice(r * row * 4..(r + 1) * row * 4).unwrap();
             one.out = backend.alloc(row * 4).unwrap();
             one.lse = None;
             one.columns.clear();
@@ -211,16 +210,16 @@ fn impossible_calls_are_typed_errors() {
     refused("rows backwards", bad, |c, _| c.seqs[1].rows = std::ops::Range { start: 5, end: 3 });
     refused("a head less", bad, |c, _| drop(c.seqs[0].heads.pop()));
     refused("a tile less", bad, |c, _| {
-        drop(std::sync::Arc::make_mut(&mut c.seqs[0].heads[1][0].tiles).pop())
+        drop(std::sync::Arc::make_mut(&mut c.seqs[0].heads[1][0].tiles).pop());
     });
     refused("other codes", bad, |c, _| {
-        c.seqs[0].heads[0][0].codes = codes(KeySpace::Rotated, Format::F32, Format::F16)
+        c.seqs[0].heads[0][0].codes = codes(KeySpace::Rotated, Format::F32, Format::F16);
     });
     refused("positions past the end", bad, |c, _| {
-        c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::From(u32::MAX - 3)
+        c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::From(u32::MAX - 3);
     });
     refused("short positions", bad, |c, _| {
-        c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::List(vec![1].into())
+        c.seqs[0].heads[0][0].meta.pos = kvasir_core::Pos::List(vec![1].into());
     });
     refused("short bias", bad, |c, b| c.seqs[0].heads[0][0].meta.bias = b.alloc(128).ok());
     refused("scale not finite", bad, |c, _| c.scale = f32::NAN);
@@ -231,7 +230,7 @@ fn impossible_calls_are_typed_errors() {
     });
     refused("strips", "Unsupported", |c, _| c.columns[0].probe.reduce = Reduce::Strips(vec![1]));
     refused("tracked", "Unsupported", |c, _| {
-        c.columns[0].probe.queries = Queries::Tracked(kvasir_core::ColId(0))
+        c.columns[0].probe.queries = Queries::Tracked(kvasir_core::ColId(0));
     });
     refused("only", "Unsupported", |c, _| c.columns[0].probe.heads = Heads::Only(kvasir_core::SideId(0)));
     refused("ragged layer mean", bad, |c, _| {

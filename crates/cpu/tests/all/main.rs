@@ -1,5 +1,7 @@
 //! Tests of the CPU backend.
 
+#![allow(clippy::unwrap_used)] // helpers of tests, too
+
 mod attend;
 mod contract;
 mod dense;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use kvasir_core::{
-    At, Budget, ColId, KvPolicy, KvSpec, Layout, Model, Per, Pick, Plan, Positions, Probe, Result, Source, Trigger,
-    View, Wake,
+    At, Budget, ColId, KvPolicy, KvSpec, Layout, Model, Per, Pick, Plan, Positions, Probe, Result, Source,
+    Trigger, View, Wake,
 };
 use kvasir_cpu::Isa;
 use kvasir_engine::{Cancel, Dtype, Session, drive};
@@ -167,7 +167,13 @@ fn packed_positions_stream_past_the_context() {
         drive::prefill(&model, s, &text, &Cancel::default()).unwrap();
         greedy(&model, s, 5);
     }
-    let gap = plain.logits().unwrap().iter().zip(roomy.logits().unwrap()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let gap = plain
+        .logits()
+        .unwrap()
+        .iter()
+        .zip(roomy.logits().unwrap())
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     assert!(gap < 1e-3, "gap {gap}");
 
     let mut stream = new(64);

@@ -21,7 +21,11 @@ fn real_model() -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    assert!(std::env::var_os("CI").is_none(), "{} is missing; run npm test, which fetches it", path.display());
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{} is missing; run npm test, which fetches it",
+        path.display()
+    );
     eprintln!("NOT RUN: {} is missing", path.display());
     None
 }

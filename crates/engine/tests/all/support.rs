@@ -21,8 +21,7 @@ pub(crate) fn backend(isa: Isa) -> Arc<dyn Backend> {
 /// The small trained model on a backend of its own.
 pub(crate) fn model(isa: Isa) -> (Arc<dyn Backend>, Llama) {
     let backend = backend(isa);
-    let model =
-        Llama::load(testdata("models/stories260K-f32.gguf"), Arc::clone(&backend)).unwrap();
+    let model = Llama::load(testdata("models/stories260K-f32.gguf"), Arc::clone(&backend)).unwrap();
     (backend, model)
 }
 

@@ -133,7 +133,7 @@ fn number(role: Role, store: Store, part: &[u8], t: usize, c: usize, d: usize) -
 }
 
 /// Decodes a key part to `[D, 32]`, rows in the order `pi`.
-pub(crate) fn decode_keys(store: Store, part: &[u8], dim: usize, out: &mut [f32]) {
+pub(crate) fn decode_keys(store: Store, part: &[u8], _next: &[u8], dim: usize, out: &mut [f32]) {
     let d = store.padded(dim);
     for t in 0..TILE_ROWS {
         for c in 0..dim {
@@ -143,7 +143,7 @@ pub(crate) fn decode_keys(store: Store, part: &[u8], dim: usize, out: &mut [f32]
 }
 
 /// Decodes a value part to `[32, Dv]`, rows in the order `pi`.
-pub(crate) fn decode_values(store: Store, part: &[u8], dim: usize, out: &mut [f32]) {
+pub(crate) fn decode_values(store: Store, part: &[u8], _next: &[u8], dim: usize, out: &mut [f32]) {
     let d = store.padded(dim);
     for t in 0..TILE_ROWS {
         for (c, x) in out[pi(t) * dim..][..dim].iter_mut().enumerate() {

@@ -1,5 +1,6 @@
 //! Pieces of attention over one decoded tile. The order of sums of a query vector does not depend on the block it is in.
 
+#[allow(clippy::wildcard_imports)] // intrinsics
 use std::arch::x86_64::*;
 
 use kvasir_core::{HIDDEN, TILE_ROWS};
@@ -48,12 +49,13 @@ fn top(x: __m256) -> f32 {
 fn score_block<const N: usize>(q: &[f32], d: usize, kt: &[f32], s: &mut [f32]) {
     let mut sums = [[_mm256_setzero_ps(); 4]; N];
     let rows: [&[f32]; N] = std::array::from_fn(|v| &q[v * d..][..d]);
+    // Three vectors need twelve sums, three numbers and one register of keys: all sixteen.
     for (c, k) in kt.chunks_exact(TILE_ROWS).take(d).enumerate() {
-        let k: [__m256; 4] = [load(k), load(&k[8..]), load(&k[16..]), load(&k[24..])];
-        for v in 0..N {
-            let x = _mm256_set1_ps(rows[v][c]);
-            for i in 0..4 {
-                sums[v][i] = _mm256_fmadd_ps(x, k[i], sums[v][i]);
+        let x: [__m256; N] = std::array::from_fn(|v| _mm256_set1_ps(rows[v][c]));
+        for i in 0..4 {
+            let k = load(&k[i * 8..]);
+            for v in 0..N {
+                sums[v][i] = _mm256_fmadd_ps(x[v], k, sums[v][i]);
             }
         }
     }
@@ -138,10 +140,11 @@ fn sum_block<const N: usize, const W: usize>(p: &[f32], v: &[f32], dv: usize, fr
     }
     for (t, row) in v.chunks_exact(dv).enumerate().take(TILE_ROWS) {
         let row = &row[from..from + 8 * W];
-        for n in 0..N {
-            let x = _mm256_set1_ps(p[n][t]);
-            for w in 0..W {
-                sums[n][w] = _mm256_fmadd_ps(x, load(&row[w * 8..]), sums[n][w]);
+        let x: [__m256; N] = std::array::from_fn(|n| _mm256_set1_ps(p[n][t]));
+        for w in 0..W {
+            let v = load(&row[w * 8..]);
+            for n in 0..N {
+                sums[n][w] = _mm256_fmadd_ps(x[n], v, sums[n][w]);
             }
         }
     }

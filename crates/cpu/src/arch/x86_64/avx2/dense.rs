@@ -3,6 +3,7 @@
 //! A row of weights is read 32 numbers at a time into four registers, whatever its type; up to four rows of activations are
 //! multiplied with them, four accumulators each. The order of sums depends on the row length only.
 
+#[allow(clippy::wildcard_imports)] // intrinsics
 use std::arch::x86_64::*;
 
 use kvasir_core::WeightType;
