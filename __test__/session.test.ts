@@ -235,12 +235,15 @@ describe('a session', () => {
   })
 
   it('discards the running pass when its signal is aborted', async () => {
+    // Slow kernels: the work must still be running when the signal comes.
+    const slow = await Model.load(TINY, { isa: 'scalar', threads: 1 })
+    const text = Uint32Array.of(1, ...alice.slice(0, 459))
     await withStore(async (store) => {
-      const s = await store.open({ tenant: 't', model })
-      await s.prefill(prompt.slice(0, 100))
+      const s = await store.open({ tenant: 't', model: slow })
+      await s.prefill(text.slice(0, 100))
       const before = await s.digest()
       const stop = new AbortController()
-      const pass = s.prefill(prompt.slice(100), { signal: stop.signal })
+      const pass = s.prefill(text.slice(100), { signal: stop.signal })
       stop.abort(new Error('enough'))
       const error = await pass.catch((e: CacheError) => e)
       expect(error).toMatchObject({
@@ -249,14 +252,15 @@ describe('a session', () => {
       })
       expect(s.ids.length).toBe(100)
       expect(await s.digest()).toBe(before)
-      await s.prefill(prompt.slice(100))
-      const whole = await store.open({ tenant: 'other', model })
-      await whole.prefill(prompt)
+      await s.prefill(text.slice(100))
+      const whole = await store.open({ tenant: 'other', model: slow })
+      await whole.prefill(text)
       expect(await next(s)).toEqual(await next(whole))
       await expect(s.prefill([1], { signal: AbortSignal.abort() })).rejects.toEqual(
         fails('Cancelled'),
       )
     })
+    await slow.close()
   })
 
   it('ends a generation by signal with every given id in the session', async () => {

@@ -160,6 +160,33 @@ pub(crate) fn disjoint(field: &str, out: &Buf, others: &[&Buf]) -> Result<()> {
     Ok(())
 }
 
+/// No output overlaps another output or an input; inputs may overlap.
+pub(crate) fn separate<'a>(
+    field: &str,
+    outs: impl Iterator<Item = &'a Buf>,
+    ins: impl Iterator<Item = &'a Buf>,
+) -> Result<()> {
+    let mut windows = Vec::new();
+    for (buf, written) in outs.map(|b| (b, true)).chain(ins.map(|b| (b, false))) {
+        if buf.bytes() > 0 {
+            let at = start(field, buf)?.addr();
+            windows.push((at, at + buf.bytes(), written));
+        }
+    }
+    windows.sort_unstable();
+    let (mut end, mut end_of_outs) = (0, 0);
+    for (at, to, written) in windows {
+        if at < end_of_outs || (written && at < end) {
+            return Err(Error::invalid(field, "buffers of their own", "one that overlaps another"));
+        }
+        end = end.max(to);
+        if written {
+            end_of_outs = end_of_outs.max(to);
+        }
+    }
+    Ok(())
+}
+
 /// Both are the same window.
 pub(crate) fn same(a: &Buf, b: &Buf) -> bool {
     a.bytes() == b.bytes() && (a.bytes() == 0 || a.offset() == b.offset()) && a.overlaps(b)

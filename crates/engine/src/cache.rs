@@ -7,8 +7,8 @@ use kvasir_core::{
     Backend, ColId, Error as CoreError, Layout, Model, Pos, Run, TILE_ROWS, Tile, Want, tile_bytes,
 };
 use kvasir_store::{
-    BLOCK_TOKENS, Block, BlockKey, Chain, CodecId, Copies, Expect, Forgotten, Lineage, Miss, Options, Stats,
-    Store, TenantKey,
+    BLOCK_TOKENS, BlockKey, Chain, CodecId, Copies, Expect, Forgotten, Lineage, Miss, Options, Stats, Store,
+    TenantKey,
 };
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -17,6 +17,7 @@ use crate::blocks::{BlockTiles, SharedPrefix};
 use crate::cancel::Cancel;
 use crate::commit::{Owner, RunState, State};
 use crate::drive::{self, PASS_ROWS};
+use crate::report::hex;
 use crate::session::{Session, SessionOptions};
 use crate::{Error, Recipe, Result};
 
@@ -160,12 +161,11 @@ impl Cache {
         let share = share.map(|s| SharedPrefix { tokens: state.shared_tokens, ..s });
         let mut session = self.session(tenant, share, layout, options)?;
         if session.identity() != record.identity {
-            let hex = |f: &[u8]| f[..8].iter().map(|b| format!("{b:02x}")).collect::<String>();
             return Err(Error::Mismatch {
                 id: id.to_owned(),
                 field: "model",
-                stored: hex(&record.identity.fingerprint),
-                given: hex(&session.layout.fingerprint),
+                stored: hex(&record.identity.fingerprint[..8]),
+                given: hex(&session.layout.fingerprint[..8]),
             });
         }
         let owner = session.owner.clone().expect("opened through a store");
@@ -271,13 +271,13 @@ impl Cache {
         for copies in wanted {
             let name = &chain.names()[b];
             if let Some((codec, tiles)) = self.store.mem().get(name, copies) {
-                return Ok((codec, tiles.clone(), tiles.bytes()));
+                return Ok((codec, Arc::clone(&tiles), tiles.bytes()));
             }
             let (Some(disk), Some(expect)) = (self.store.disk(), Expect::block(chain, b, ids, copies)) else {
                 continue;
             };
             match disk.get(&expect) {
-                Ok(block) => match self.adopt(session, &block) {
+                Ok(block) => match session.block_from(block.codec, block.parts()) {
                     Ok(Some(tiles)) => {
                         let key = BlockKey { name: *name, codec: block.codec };
                         self.store.mem().put(chain.owners()[b], key, tiles.bytes(), Arc::clone(&tiles));
@@ -290,10 +290,6 @@ impl Cache {
             }
         }
         Err(last)
-    }
-
-    fn adopt(&self, session: &Session, block: &Block) -> Result<Option<Arc<BlockTiles>>> {
-        session.block_from(block.codec, block.parts())
     }
 
     /// Rebuilds every run from its snapshot and the blocks. Returns the bytes read, or the reason.

@@ -50,13 +50,10 @@ impl Pass {
         if !ids.is_empty() {
             check::equal("pass.ids", "tokens", pos.len(), ids.len())?;
         }
-        if let Some(w) = pos.windows(2).find(|w| w[0] >= w[1]) {
-            return Err(CoreError::invalid(
-                "pass.pos",
-                "ascending positions",
-                format_args!("{} after {}", w[1], w[0]),
-            )
-            .into());
+        if let Some((a, b)) = pos.iter().zip(pos.iter().skip(1)).find(|(a, b)| a >= b) {
+            return Err(
+                CoreError::invalid("pass.pos", "ascending positions", format_args!("{b} after {a}")).into()
+            );
         }
         let new = pos.partition_point(|&p| p < session.seen);
         if let Some((i, &p)) = pos[new..].iter().enumerate().find(|&(i, &p)| p != session.seen + i as u32) {

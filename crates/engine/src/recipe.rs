@@ -9,6 +9,9 @@ use kvasir_core::{
 };
 use serde_json::{Map, Value as Json};
 
+/// Policies and their floors, in order of effect.
+pub(crate) type Policies = Vec<(Box<dyn KvPolicy>, Option<f32>)>;
+
 /// A composition of policies, as data.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Recipe(Vec<Map<String, Json>>);
@@ -59,7 +62,7 @@ impl Recipe {
     }
 
     /// The policies and their floors, in order of effect.
-    pub(crate) fn policies(&self) -> Result<Vec<(Box<dyn KvPolicy>, Option<f32>)>> {
+    pub(crate) fn policies(&self) -> Result<Policies> {
         let build = |(i, step): (usize, &Map<String, Json>)| {
             let mut options = step.clone();
             let slug = match options.remove("use") {
@@ -112,12 +115,7 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    pub(crate) fn new(
-        policies: Vec<(Box<dyn KvPolicy>, Option<f32>)>,
-        layout: &Layout,
-        dtype: Format,
-        keys: KeySpace,
-    ) -> Result<Self> {
+    pub(crate) fn new(policies: Policies, layout: &Layout, dtype: Format, keys: KeySpace) -> Result<Self> {
         let mut slots: Vec<Slot> = Vec::with_capacity(policies.len());
         let (mut positions, mut mask, mut sinks) = (Positions::Original, Mask::Causal, 0);
         let mut coded: Vec<Codes> = Vec::new();
@@ -146,15 +144,19 @@ impl Stack {
         }
         let space = if positions == Positions::Packed { KeySpace::Plain } else { keys };
         if positions == Positions::Packed {
-            if let Some(run) = coded.iter().find(|c| c[0].space == KeySpace::Rotated) {
+            if let Some([key, _]) = coded.iter().find(|c| c[0].space == KeySpace::Rotated) {
                 return Err(Error::invalid(
                     "recipe",
                     "un-rotated keys, since positions are packed",
-                    format!("{:?}", run[0]),
+                    format!("{key:?}"),
                 ));
             }
             if slots.iter().any(|s| s.floor.is_some()) {
-                return Err(Error::invalid("recipe.floor", "no floor, since positions are packed", "a floor"));
+                return Err(Error::invalid(
+                    "recipe.floor",
+                    "no floor, since positions are packed",
+                    "a floor",
+                ));
             }
             if sinks > 0 {
                 return Err(Error::invalid("recipe.sinkRows", "0, since positions are packed", sinks));

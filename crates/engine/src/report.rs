@@ -47,11 +47,16 @@ impl Session {
             coded_tiles,
             lineage: match lineage {
                 Lineage::Exact => "exact".to_owned(),
-                Lineage::Derived(hash) => hash.iter().map(|b| format!("{b:02x}")).collect(),
+                Lineage::Derived(hash) => hex(&hash),
             },
             private: self.private.map(str::to_owned),
             plans: self.stats().plans,
             refused: self.stats().refused,
         }
     }
+}
+
+/// Lower-case hex digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |text, b| text + &format!("{b:02x}"))
 }

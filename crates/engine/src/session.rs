@@ -13,7 +13,7 @@ use kvasir_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::recipe::{Recipe, Stack};
+use crate::recipe::{Policies, Recipe, Stack};
 use crate::{Error, Result};
 
 /// Number type of dense rows.
@@ -132,7 +132,7 @@ impl Session {
         backend: Arc<dyn Backend>,
         layout: Arc<Layout>,
         options: SessionOptions,
-        policies: Vec<(Box<dyn KvPolicy>, Option<f32>)>,
+        policies: Policies,
     ) -> Result<Self> {
         layout.check()?;
         let stack = Stack::new(policies, &layout, options.dtype.into(), options.keys)?;

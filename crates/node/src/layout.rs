@@ -95,7 +95,7 @@ impl TryFrom<&Layout> for LayoutJson {
 
 /// Lower-case hex digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |text, b| text + &format!("{b:02x}"))
 }
 
 /// 32 bytes from 64 hex digits.
@@ -107,7 +107,9 @@ pub(crate) fn hex32(field: &str, text: &str) -> Result<[u8; 32]> {
             (Some(high), Some(low)) if text.len() == 64 => *byte = (high * 16 + low) as u8,
             // The text may be a secret: only its length is told.
             _ => {
-                return Err(Core::invalid(field, "64 hex digits", format_args!("{} bytes", text.len())).into());
+                return Err(
+                    Core::invalid(field, "64 hex digits", format_args!("{} bytes", text.len())).into()
+                );
             }
         }
     }

@@ -45,10 +45,10 @@ fn work(jobs: &Mutex<Receiver<Job>>) {
 }
 
 /// A promise of what `job` returns. What the job holds is let go before the promise is settled.
-pub(crate) fn promise<'env, T: ToNapiValue + Send + 'static>(
-    env: &'env Env,
+pub(crate) fn promise<T: ToNapiValue + Send + 'static>(
+    env: &Env,
     job: impl FnOnce() -> Result<T> + Send + 'static,
-) -> napi::Result<Object<'env>> {
+) -> napi::Result<Object<'_>> {
     let (deferred, promise) = env.create_deferred()?;
     spawn(Box::new(move || match guard(job) {
         Ok(value) => deferred.resolve(move |_| Ok(value)),

@@ -1,5 +1,7 @@
 //! Calls that write and read tiles outside attention.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use kvasir_core::tile::pi;
 use kvasir_core::{
     Buf, Codes, Error, KeySpace, Result, Role, RopeArg, RowWrite, TILE_ROWS, Tile, check, tile_bytes,
@@ -9,6 +11,7 @@ use kvasir_core::{
 use crate::Cpu;
 use crate::arch::all::tile::{Store, copy_row, encode_row};
 use crate::mem;
+use crate::pool::scratch;
 
 /// Where the parts of a tile lie.
 #[derive(Clone, Copy)]
@@ -73,7 +76,7 @@ pub(super) fn append(
     heads: usize,
     shape: &Shape,
     codes: &Codes,
-    rope: Option<&(RopeArg, std::sync::Arc<[u32]>)>,
+    rope: Option<&(RopeArg, Arc<[u32]>)>,
     writes: &[RowWrite],
 ) -> Result<()> {
     check::at_least("append.kvHeads", heads, 1)?;
@@ -175,30 +178,43 @@ pub(super) fn seal(
         from_shape.parts(&format!("seal.tiles[{i}].from"), from)?;
         to_shape.parts(&format!("seal.tiles[{i}].to"), to)?;
         at_most_a_tile(&format!("seal.tiles[{i}].rows"), *rows as usize)?;
-        mem::disjoint(&format!("seal.tiles[{i}].to"), to, &[from])?;
     }
-    let longest = from_shape.dims[0].max(from_shape.dims[1]);
-    let mut turned = vec![0.0f32; TILE_ROWS * longest];
-    let mut natural = turned.clone();
-    for (from, to, rows) in tiles {
-        let from = from_shape.parts("seal.from", from)?;
-        let to = to_shape.parts_mut("seal.to", to)?;
-        for (i, role) in ROLES.into_iter().enumerate() {
-            let (dim, store) = (from_shape.dims[i], to_shape.stores[i]);
-            let rows_out = &mut natural[..TILE_ROWS * dim];
-            decode_part(
-                cpu,
-                role,
-                &from_shape,
-                from[i],
-                *rows as usize,
-                &mut turned[..TILE_ROWS * dim],
-                rows_out,
-            );
-            storable("seal", rows_out, dim, store)?;
-            for (t, row) in rows_out.chunks_exact(dim).enumerate() {
-                encode_row(role, store, to[i], t, row);
+    mem::separate("seal.tiles.to", tiles.iter().map(|t| &t.1), tiles.iter().map(|t| &t.0))?;
+    let numbers = TILE_ROWS * from_shape.dims[0].max(from_shape.dims[1]);
+    // The trouble of the first tile that has one, whichever thread finds it first.
+    let trouble = Mutex::new(None);
+    // Coding a number takes about ten operations.
+    cpu.pool.each(tiles.len(), tiles.len() * numbers * 20, |i| {
+        let done = scratch(2 * numbers, |s| seal_one(cpu, &from_shape, &to_shape, &tiles[i], s));
+        if let Err(error) = done {
+            let mut first = trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            if first.as_ref().is_none_or(|(j, _)| i < *j) {
+                *first = Some((i, error));
             }
+        }
+    });
+    trouble.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Codes one tile.
+fn seal_one(
+    cpu: &Cpu,
+    from_shape: &Shape,
+    to_shape: &Shape,
+    tile: &(Buf, Buf, u8),
+    s: &mut [f32],
+) -> Result<()> {
+    let (from, to, rows) = tile;
+    let from = from_shape.parts("seal.from", from)?;
+    let to = to_shape.parts_mut("seal.to", to)?;
+    let (turned, natural) = s.split_at_mut(s.len() / 2);
+    for (i, role) in ROLES.into_iter().enumerate() {
+        let (dim, store) = (from_shape.dims[i], to_shape.stores[i]);
+        let out = &mut natural[..TILE_ROWS * dim];
+        decode_part(cpu, role, from_shape, from[i], *rows as usize, &mut turned[..TILE_ROWS * dim], out);
+        storable("seal", out, dim, store)?;
+        for (t, row) in out.chunks_exact(dim).enumerate() {
+            encode_row(role, store, to[i], t, row);
         }
     }
     Ok(())
@@ -232,11 +248,9 @@ pub(super) fn compact(shape: &Shape, src: &[Tile], idx: &[u32], dst: &[Buf]) -> 
         .map(|(i, t)| shape.parts(&format!("compact.src[{i}]"), &t.codes))
         .collect::<Result<_>>()?;
     for (i, d) in dst.iter().enumerate() {
-        let field = format!("compact.dst[{i}]");
-        shape.parts(&field, d)?;
-        mem::disjoint(&field, d, &src.iter().map(|t| &t.codes).collect::<Vec<_>>())?;
-        mem::disjoint(&field, d, &dst[..i].iter().collect::<Vec<_>>())?;
+        shape.parts(&format!("compact.dst[{i}]"), d)?;
     }
+    mem::separate("compact.dst", dst.iter(), src.iter().map(|t| &t.codes))?;
     if let Some(i) = idx.iter().find(|&&i| i as usize >= src.len() * TILE_ROWS) {
         return Err(Error::invalid("compact.idx", format_args!("rows below {}", src.len() * TILE_ROWS), i));
     }

@@ -367,6 +367,32 @@ fn impossible_calls_are_typed_errors() {
     }
 }
 
+#[test]
+fn seal_refuses_tiles_that_share_memory_and_numbers_that_do_not_fit() {
+    for backend in cpus() {
+        let (from, to) = (
+            codes(KeySpace::Rotated, Format::F32, Format::F32),
+            codes(KeySpace::Rotated, Format::F16, Format::F16),
+        );
+        let seal =
+            |tiles| Call::Seal { from_codes: from.clone(), to_codes: to.clone(), k_dim: 8, v_dim: 8, tiles };
+        let mut rows = vec![1.0f32; 32 * 8];
+        let source = |rows: &[f32]| backend.upload(&pack(&from, 8, 8, rows, rows)).unwrap();
+        let good = source(&rows);
+        rows[3] = 1e6;
+        let large = source(&rows);
+        let room = || backend.alloc(tile_bytes(&to, 8, 8).unwrap()).unwrap();
+        let twice = room();
+        let error = backend
+            .submit(seal(vec![(good.clone(), twice.clone(), 32), (good.clone(), twice, 32)]))
+            .unwrap_err();
+        assert_eq!(error.code(), "InvalidArgument");
+        let error = backend.submit(seal(vec![(good.clone(), room(), 32), (large, room(), 32)])).unwrap_err();
+        assert!(matches!(&error, kvasir_core::Error::NonFinite { row: 0, .. }), "{error}");
+        backend.submit(seal(vec![(good.clone(), room(), 32), (good, room(), 32)])).unwrap();
+    }
+}
+
 /// The tiles of the golden file: fixed rows, each dense format and int8, whole bytes at D 64, a sum at others.
 fn golden(backend: &dyn Backend) -> Vec<u8> {
     let mut file = Vec::new();

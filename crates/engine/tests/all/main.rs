@@ -2,6 +2,7 @@
 
 mod apply;
 mod deferred;
+mod foreign;
 mod gate;
 mod reuse;
 mod smollm2;

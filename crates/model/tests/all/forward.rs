@@ -6,7 +6,7 @@ use std::sync::Arc;
 use kvasir_core::{Ask, Backend, Batch, Buf, Call, Go, Hooks, Logits, Model, Part, Point, Result, Rows};
 use kvasir_cpu::Isa;
 use kvasir_model::Llama;
-use kvasir_testkit::{Deferred, Spy};
+use kvasir_testkit::{Deferred, Spy, computed};
 
 use crate::hooks::Dense;
 use crate::support::{Session, cpu, data, distance, ids_u16, load};
@@ -182,8 +182,9 @@ fn attend_may_keep_fewer_rows() {
     };
     let mut spy = Spy::new(&mut hooks);
     let got = run(&model, &Batch::one(&ids, 0, Ask::All), &mut spy).unwrap();
-    assert_eq!(spy.computed(Part::Attention), [24; 5]);
-    assert_eq!(spy.computed(Part::Mlp), [24, 24, 24, 24, 3]);
+    let seen = spy.take();
+    assert_eq!(computed(&seen, Part::Attention), [24; 5]);
+    assert_eq!(computed(&seen, Part::Mlp), [24, 24, 24, 24, 3]);
     assert_eq!(got.rows, [(0, 3), (0, 10), (0, 23)]);
     for (i, &p) in kept.iter().enumerate() {
         assert_eq!(got.row(i), whole.row(p as usize));
@@ -234,8 +235,9 @@ fn enter_may_drop_rows_and_bring_them_back() {
     };
     let mut spy = Spy::new(&mut hooks);
     let got = run(&model, &Batch::one(&ids[12..], 12, Ask::All), &mut spy).unwrap();
-    assert_eq!(spy.computed(Part::Attention), [4, 16, 16, 16, 16]);
-    assert_eq!(spy.computed(Part::Mlp), [4, 16, 16, 16, 8]);
+    let seen = spy.take();
+    assert_eq!(computed(&seen, Part::Attention), [4, 16, 16, 16, 16]);
+    assert_eq!(computed(&seen, Part::Mlp), [4, 16, 16, 16, 8]);
     assert_eq!(got.rows.len(), 8);
     for (i, &p) in odd.iter().enumerate() {
         assert_eq!(got.rows[i], (0, p));

@@ -3,6 +3,7 @@
 //! Decoded keys lie as `[D, 32]`, decoded values as `[32, Dv]`, rows in the order `pi`, in which everything beside the tiles
 //! lies too. The 8-bit format: scale = absmax / 127 rounded to f16 before coding, code = round half even, stored + 128.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use kvasir_core::tile::{key8, key16, pi, row_params8, value8, value16};
 use kvasir_core::{Code, Error, Format, Result, Role, TILE_ROWS};
@@ -76,38 +77,69 @@ fn at8(role: Role, t: usize, c: usize, d: usize) -> usize {
     }
 }
 
+/// Channels coded at once.
+const PIECE: usize = 64;
+/// Adding and subtracting it rounds to an integer, half to even, below 2^22.
+const ROUND: f32 = 12_582_912.0;
+
 /// Codes one row into its slot of a part. The row is finite and within the limit of the format.
 pub(crate) fn encode_row(role: Role, store: Store, part: &mut [u8], t: usize, row: &[f32]) {
     let d = store.padded(row.len());
-    let channels = || row.iter().copied().chain(std::iter::repeat(0.0)).take(d).enumerate();
     match store {
         Store::F32 => {
             for (to, x) in part[t * d * 4..][..d * 4].chunks_exact_mut(4).zip(row) {
                 to.copy_from_slice(&x.to_le_bytes());
             }
         }
-        Store::F16 => {
-            for (c, x) in channels() {
-                part[at16(role, t, c, d)..][..2].copy_from_slice(&f16::from_f32(x).to_le_bytes());
-            }
-        }
-        Store::Bf16 => {
-            for (c, x) in channels() {
-                part[at16(role, t, c, d)..][..2].copy_from_slice(&bf16::from_f32(x).to_le_bytes());
-            }
-        }
+        Store::F16 => encode16(role, part, t, d, row, |from, to| {
+            let mut halves = [f16::ZERO; PIECE];
+            halves[..from.len()].convert_from_f32_slice(from);
+            to.copy_from_slice(halves.reinterpret_cast());
+        }),
+        Store::Bf16 => encode16(role, part, t, d, row, |from, to| {
+            let mut halves = [bf16::ZERO; PIECE];
+            halves[..from.len()].convert_from_f32_slice(from);
+            to.copy_from_slice(halves.reinterpret_cast());
+        }),
         Store::Int8 => {
             let top = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
             let scale = f16::from_f32(top / 127.0);
             let s = scale.to_f32();
-            for (c, x) in channels() {
-                // A row too small for its scale is zero.
-                let code = if s == 0.0 { 0.0 } else { (x / s).round_ties_even().clamp(-127.0, 127.0) };
-                part[at8(role, t, c, d)] = (code as i32 + 128) as u8;
+            for from in (0..d).step_by(PIECE) {
+                let mut codes = [128u8; PIECE];
+                // A row too small for its scale is zero, like the padding.
+                if s > 0.0 && from < row.len() {
+                    for (code, x) in codes.iter_mut().zip(&row[from..]) {
+                        let rounded = (x / s).clamp(-127.0, 127.0) + ROUND - ROUND;
+                        *code = (rounded as i32 + 128) as u8;
+                    }
+                }
+                for (c, code) in (from..d).zip(codes) {
+                    part[at8(role, t, c, d)] = code;
+                }
             }
             let params = row_params8(t, d);
             part[params..params + 2].copy_from_slice(&scale.to_le_bytes());
             part[params + 2..params + 4].copy_from_slice(&f16::ZERO.to_le_bytes());
+        }
+    }
+}
+
+/// Converts a row to 16 bits, piece by piece, and puts the numbers in their places; padding is zero.
+fn encode16(
+    role: Role,
+    part: &mut [u8],
+    t: usize,
+    d: usize,
+    row: &[f32],
+    convert: impl Fn(&[f32], &mut [u16]),
+) {
+    let mut bits = [0u16; PIECE];
+    for from in (0..d).step_by(PIECE) {
+        let end = row.len().min(from + PIECE);
+        convert(&row[from.min(end)..end], &mut bits);
+        for (c, x) in (from..d).zip(bits) {
+            part[at16(role, t, c, d)..][..2].copy_from_slice(&x.to_le_bytes());
         }
     }
 }

@@ -70,15 +70,19 @@ fn score_block<const N: usize>(q: &[f32], d: usize, kt: &[f32], s: &mut [f32]) {
 fn scores_avx2(q: &[f32], d: usize, kt: &[f32], s: &mut [f32]) {
     let mut q = q;
     let mut s = s;
-    while q.len() >= 3 * d {
+    // Four as two and two.
+    while q.len() >= 5 * d || q.len() == 3 * d {
         score_block::<3>(q, d, kt, s);
         q = &q[3 * d..];
         s = &mut s[3 * TILE_ROWS..];
     }
-    match q.len() / d {
-        2 => score_block::<2>(q, d, kt, s),
-        1 => score_block::<1>(q, d, kt, s),
-        _ => {}
+    while q.len() >= 2 * d {
+        score_block::<2>(q, d, kt, s);
+        q = &q[2 * d..];
+        s = &mut s[2 * TILE_ROWS..];
+    }
+    if q.len() >= d {
+        score_block::<1>(q, d, kt, s);
     }
 }
 
@@ -182,15 +186,18 @@ fn sum_rows<const N: usize, const W: usize>(p: &[f32], v: &[f32], dv: usize, out
 fn accumulate_avx2(p: &[f32], v: &[f32], dv: usize, out: &mut [f32]) {
     let mut p = p;
     let mut out = out;
-    while p.len() >= 3 * TILE_ROWS {
+    while p.len() >= 5 * TILE_ROWS || p.len() == 3 * TILE_ROWS {
         sum_rows::<3, 4>(p, v, dv, out);
         p = &p[3 * TILE_ROWS..];
         out = &mut out[3 * dv..];
     }
-    match p.len() / TILE_ROWS {
-        2 => sum_rows::<2, 4>(p, v, dv, out),
-        1 => sum_rows::<1, 8>(p, v, dv, out),
-        _ => {}
+    while p.len() >= 2 * TILE_ROWS {
+        sum_rows::<2, 4>(p, v, dv, out);
+        p = &p[2 * TILE_ROWS..];
+        out = &mut out[2 * dv..];
+    }
+    if p.len() >= TILE_ROWS {
+        sum_rows::<1, 8>(p, v, dv, out);
     }
 }
 

@@ -12,27 +12,79 @@ use kvasir_core::TILE_ROWS;
 use super::{load, store};
 use crate::arch::Store;
 
-/// 32 bytes of a part.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn bytes(part: &[u8], at: usize) -> __m256i {
-    let from: &[u8; 32] = part[at..at + 32].try_into().expect("32 bytes");
-    // SAFETY: 32 bytes are there.
-    unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+/// A part that is read, what is read after it, and where its numbers go. The slices are checked once, not at each access:
+/// checks cost a third of the time here.
+#[derive(Clone, Copy)]
+struct Reader {
+    part: *const u8,
+    next: *const u8,
+    out: *mut f32,
 }
 
-/// 32 bytes of a part; the first half of a cache line asks for the same line of `next`. Hardware does not foresee the order
-/// in which lanes are read, and a whole part asked for at once is slower than none.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn bytes_ahead(part: &[u8], next: &[u8], at: usize) -> __m256i {
-    if at.is_multiple_of(64)
-        && let Some(line) = next.get(at)
-    {
-        // SAFETY: a prefetch reads nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(line).cast()) }
+impl Reader {
+    /// A part of `bytes` bytes that gives `32 dim` numbers. Addresses of T32 stay inside a part of its size, as the tests of
+    /// their formulas assert.
+    fn new(part: &[u8], next: &[u8], bytes: usize, dim: usize, out: &mut [f32]) -> Self {
+        assert!(part.len() >= bytes && out.len() >= TILE_ROWS * dim, "a whole part");
+        let next = if next.len() >= bytes { next } else { part };
+        Self { part: part.as_ptr(), next: next.as_ptr(), out: out.as_mut_ptr() }
     }
-    bytes(part, at)
+
+    /// 32 bytes of the part; the first half of a cache line asks for the same line of what is read next. Hardware does not
+    /// foresee the order in which lanes are read, and a whole part asked for at once is slower than none.
+    ///
+    /// # Safety
+    /// `at + 32` is inside the part.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn bytes(self, at: usize) -> __m256i {
+        // SAFETY: by the contract; a prefetch reads nothing, and `next` is as long as the part.
+        unsafe {
+            if at.is_multiple_of(64) {
+                _mm_prefetch::<_MM_HINT_T0>(self.next.add(at).cast());
+            }
+            _mm256_loadu_si256(self.part.add(at).cast())
+        }
+    }
+
+    /// The f32 number at `at`.
+    ///
+    /// # Safety
+    /// `at + 4` is inside the part.
+    unsafe fn number(self, at: usize) -> f32 {
+        // SAFETY: by the contract.
+        f32::from_bits(u32::from_le_bytes(unsafe { self.part.add(at).cast::<[u8; 4]>().read() }))
+    }
+
+    /// Eight numbers to place `at` of the output.
+    ///
+    /// # Safety
+    /// `at + 8` is inside the output.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn put(self, at: usize, x: __m256) {
+        // SAFETY: by the contract.
+        unsafe { _mm256_storeu_ps(self.out.add(at), x) }
+    }
+
+    /// The first `n` of eight numbers, or all.
+    ///
+    /// # Safety
+    /// `at + min(n, 8)` is inside the output.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn put_some(self, at: usize, x: __m256, n: usize) {
+        // SAFETY: by the contract.
+        unsafe {
+            if n >= 8 {
+                self.put(at, x);
+            } else {
+                let mut all = [0.0f32; 8];
+                store(&mut all, x);
+                std::ptr::copy_nonoverlapping(all.as_ptr(), self.out.add(at), n);
+            }
+        }
+    }
 }
 
 /// Eight 16-bit numbers to f32.
@@ -46,50 +98,41 @@ fn widen<const BF16: bool>(x: __m128i) -> __m256 {
     }
 }
 
-/// The first `n` of eight numbers.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn store_some(to: &mut [f32], x: __m256, n: usize) {
-    if n >= 8 {
-        store(to, x);
-    } else {
-        let mut all = [0.0; 8];
-        store(&mut all, x);
-        to[..n].copy_from_slice(&all[..n]);
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn keys16<const BF16: bool>(part: &[u8], next: &[u8], dim: usize, d: usize, out: &mut [f32]) {
-    // [khi][rhi][klo] to [khi][klo][rhi], in both lanes.
-    let order = _mm256_setr_epi8(
-        0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11,
-        14, 15,
-    );
-    for j in 0..d / 16 {
-        for q in [0, 2] {
-            for r in (0..8).step_by(2) {
-                let lane = |sub: usize, r: usize| {
-                    let at = sub * d * 32 + j * 512 + (r * 4 + q) * 16;
-                    _mm256_shuffle_epi8(bytes_ahead(part, next, at), order)
-                };
-                let (a0, a1, b0, b1) = (lane(0, r), lane(1, r), lane(0, r + 1), lane(1, r + 1));
-                let (al, ah) = (_mm256_unpacklo_epi32(a0, a1), _mm256_unpackhi_epi32(a0, a1));
-                let (bl, bh) = (_mm256_unpacklo_epi32(b0, b1), _mm256_unpackhi_epi32(b0, b1));
-                let channels = [
-                    (0, _mm256_unpacklo_epi64(al, bl)),
-                    (1, _mm256_unpackhi_epi64(al, bl)),
-                    (8, _mm256_unpacklo_epi64(ah, bh)),
-                    (9, _mm256_unpackhi_epi64(ah, bh)),
-                ];
-                for (c, x) in channels {
-                    for (half, x) in
-                        [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)].into_iter().enumerate()
-                    {
-                        let c = j * 16 + c + (q + half) * 2;
-                        if c < dim {
-                            store(&mut out[c * TILE_ROWS + r * 4..], widen::<BF16>(x));
+unsafe fn keys16<const BF16: bool>(io: Reader, dim: usize, d: usize) {
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        // [khi][rhi][klo] to [khi][klo][rhi], in both lanes.
+        let order = _mm256_setr_epi8(
+            0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10,
+            11, 14, 15,
+        );
+        for j in 0..d / 16 {
+            for q in [0, 2] {
+                for r in (0..8).step_by(2) {
+                    let lane = |sub: usize, r: usize| {
+                        let at = sub * d * 32 + j * 512 + (r * 4 + q) * 16;
+                        _mm256_shuffle_epi8(io.bytes(at), order)
+                    };
+                    let (a0, a1, b0, b1) = (lane(0, r), lane(1, r), lane(0, r + 1), lane(1, r + 1));
+                    let (al, ah) = (_mm256_unpacklo_epi32(a0, a1), _mm256_unpackhi_epi32(a0, a1));
+                    let (bl, bh) = (_mm256_unpacklo_epi32(b0, b1), _mm256_unpackhi_epi32(b0, b1));
+                    let channels = [
+                        (0, _mm256_unpacklo_epi64(al, bl)),
+                        (1, _mm256_unpackhi_epi64(al, bl)),
+                        (8, _mm256_unpacklo_epi64(ah, bh)),
+                        (9, _mm256_unpackhi_epi64(ah, bh)),
+                    ];
+                    for (c, x) in channels {
+                        for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
+                            .into_iter()
+                            .enumerate()
+                        {
+                            let c = j * 16 + c + (q + half) * 2;
+                            if c < dim {
+                                io.put(c * TILE_ROWS + r * 4, widen::<BF16>(x));
+                            }
                         }
                     }
                 }
@@ -100,42 +143,44 @@ fn keys16<const BF16: bool>(part: &[u8], next: &[u8], dim: usize, d: usize, out:
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn values16<const BF16: bool>(part: &[u8], next: &[u8], dim: usize, d: usize, out: &mut [f32]) {
-    for sub in 0..2 {
-        for j in 0..d / 16 {
-            for q in [0, 2] {
-                let x: [__m256i; 8] = std::array::from_fn(|r| {
-                    bytes_ahead(part, next, sub * d * 32 + j * 512 + (r * 4 + q) * 16)
-                });
-                // Transpose 8 x 8 of 16 bits in both lanes.
-                let (a, b) = (
-                    [0, 2, 4, 6].map(|i: usize| _mm256_unpacklo_epi16(x[i], x[i + 1])),
-                    [0, 2, 4, 6].map(|i: usize| _mm256_unpackhi_epi16(x[i], x[i + 1])),
-                );
-                let quads = |y: [__m256i; 4]| {
-                    let (l, h) = (_mm256_unpacklo_epi32(y[0], y[1]), _mm256_unpackhi_epi32(y[0], y[1]));
-                    let (m, i) = (_mm256_unpacklo_epi32(y[2], y[3]), _mm256_unpackhi_epi32(y[2], y[3]));
-                    [
-                        _mm256_unpacklo_epi64(l, m),
-                        _mm256_unpackhi_epi64(l, m),
-                        _mm256_unpacklo_epi64(h, i),
-                        _mm256_unpackhi_epi64(h, i),
-                    ]
-                };
-                // Columns in the order [khi][rhi][klo].
-                for (khi, columns) in [quads(a), quads(b)].into_iter().enumerate() {
-                    for (i, x) in columns.into_iter().enumerate() {
-                        let (rhi, klo) = (i / 2, i % 2);
-                        let c = j * 16 + rhi * 8;
-                        if c >= dim {
-                            continue;
-                        }
-                        for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
-                            .into_iter()
-                            .enumerate()
-                        {
-                            let row = ((q + half) * 2 + klo) * 4 + sub * 2 + khi;
-                            store_some(&mut out[row * dim + c..], widen::<BF16>(x), dim - c);
+unsafe fn values16<const BF16: bool>(io: Reader, dim: usize, d: usize) {
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        for sub in 0..2 {
+            for j in 0..d / 16 {
+                for q in [0, 2] {
+                    let x: [__m256i; 8] =
+                        std::array::from_fn(|r| io.bytes(sub * d * 32 + j * 512 + (r * 4 + q) * 16));
+                    // Transpose 8 x 8 of 16 bits in both lanes.
+                    let (a, b) = (
+                        [0, 2, 4, 6].map(|i: usize| _mm256_unpacklo_epi16(x[i], x[i + 1])),
+                        [0, 2, 4, 6].map(|i: usize| _mm256_unpackhi_epi16(x[i], x[i + 1])),
+                    );
+                    let quads = |y: [__m256i; 4]| {
+                        let (l, h) = (_mm256_unpacklo_epi32(y[0], y[1]), _mm256_unpackhi_epi32(y[0], y[1]));
+                        let (m, i) = (_mm256_unpacklo_epi32(y[2], y[3]), _mm256_unpackhi_epi32(y[2], y[3]));
+                        [
+                            _mm256_unpacklo_epi64(l, m),
+                            _mm256_unpackhi_epi64(l, m),
+                            _mm256_unpacklo_epi64(h, i),
+                            _mm256_unpackhi_epi64(h, i),
+                        ]
+                    };
+                    // Columns in the order [khi][rhi][klo].
+                    for (khi, columns) in [quads(a), quads(b)].into_iter().enumerate() {
+                        for (i, x) in columns.into_iter().enumerate() {
+                            let (rhi, klo) = (i / 2, i % 2);
+                            let c = j * 16 + rhi * 8;
+                            if c >= dim {
+                                continue;
+                            }
+                            for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
+                                .into_iter()
+                                .enumerate()
+                            {
+                                let row = ((q + half) * 2 + klo) * 4 + sub * 2 + khi;
+                                io.put_some(row * dim + c, widen::<BF16>(x), dim - c);
+                            }
                         }
                     }
                 }
@@ -147,19 +192,22 @@ fn values16<const BF16: bool>(part: &[u8], next: &[u8], dim: usize, d: usize, ou
 /// Scales and middles of the rows, in the order `pi`.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn params(part: &[u8], d: usize) -> ([f32; TILE_ROWS], [f32; TILE_ROWS]) {
-    let split = _mm256_setr_epi8(
-        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11,
-        14, 15,
-    );
-    let (mut scale, mut mid) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
-    for i in 0..4 {
-        let x = _mm256_shuffle_epi8(bytes(part, 32 * d + i * 32), split);
-        let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
-        store(&mut scale[i * 8..], _mm256_cvtph_ps(_mm256_castsi256_si128(x)));
-        store(&mut mid[i * 8..], _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)));
+unsafe fn params(io: Reader, d: usize) -> ([f32; TILE_ROWS], [f32; TILE_ROWS]) {
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        let split = _mm256_setr_epi8(
+            0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10,
+            11, 14, 15,
+        );
+        let (mut scale, mut mid) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
+        for i in 0..4 {
+            let x = _mm256_shuffle_epi8(io.bytes(32 * d + i * 32), split);
+            let x = _mm256_permute4x64_epi64::<0b11_01_10_00>(x);
+            store(&mut scale[i * 8..], _mm256_cvtph_ps(_mm256_castsi256_si128(x)));
+            store(&mut mid[i * 8..], _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(x)));
+        }
+        (scale, mid)
     }
-    (scale, mid)
 }
 
 /// The low eight of sixteen bytes, less 128 by a flipped top bit, to f32.
@@ -169,102 +217,140 @@ fn signed(x: __m128i) -> __m256 {
     _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x))
 }
 
+/// Rows `r..r + 4` and `r + 8..r + 12` of both subs, channels `c, c + 1, c + 8, c + 9` in the low lane and `2` further in the
+/// high one.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn keys8(part: &[u8], next: &[u8], dim: usize, d: usize, out: &mut [f32]) {
-    let (scale, mid) = params(part, d);
+unsafe fn keys8_block(
+    io: Reader,
+    x: [__m256i; 4],
+    dim: usize,
+    c: usize,
+    scale: [__m256; 2],
+    mid: [__m256; 2],
+    p: usize,
+) {
+    let (a, b) = (_mm256_unpacklo_epi32(x[0], x[1]), _mm256_unpackhi_epi32(x[0], x[1]));
+    let (e, f) = (_mm256_unpacklo_epi32(x[2], x[3]), _mm256_unpackhi_epi32(x[2], x[3]));
+    let put = |x: __m128i, c: usize| {
+        if c < dim {
+            // SAFETY: the channel exists, and `p + 16` is at most 32.
+            unsafe {
+                io.put(c * TILE_ROWS + p, _mm256_fmadd_ps(signed(x), scale[0], mid[0]));
+                let x = _mm_unpackhi_epi64(x, x);
+                io.put(c * TILE_ROWS + p + 8, _mm256_fmadd_ps(signed(x), scale[1], mid[1]));
+            }
+        }
+    };
+    let both = |x: __m256i, c: usize| {
+        put(_mm256_castsi256_si128(x), c);
+        put(_mm256_extracti128_si256::<1>(x), c + 2);
+    };
+    both(_mm256_unpacklo_epi64(a, e), c);
+    both(_mm256_unpackhi_epi64(a, e), c + 1);
+    both(_mm256_unpacklo_epi64(b, f), c + 8);
+    both(_mm256_unpackhi_epi64(b, f), c + 9);
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn keys8(io: Reader, dim: usize, d: usize) {
     let flip = _mm256_set1_epi8(-128);
     // [j][khi][rhi][klo] to [j][khi][klo][rhi], in both lanes.
     let order = _mm256_setr_epi8(
         0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14,
         13, 15,
     );
-    for j in 0..d / 32 {
-        for q in [0, 2] {
-            for r in [0, 4] {
-                let lane = |sub: usize, r: usize| {
-                    let at = sub * d * 16 + j * 512 + (r * 4 + q) * 16;
-                    _mm256_shuffle_epi8(_mm256_xor_si256(bytes_ahead(part, next, at), flip), order)
-                };
-                let pairs: [(__m256i, __m256i); 4] = std::array::from_fn(|i| {
-                    let (a, b) = (lane(0, r + i), lane(1, r + i));
-                    (_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b))
-                });
-                for jlo in 0..2 {
-                    let x = pairs.map(|(l, h)| if jlo == 0 { l } else { h });
-                    let (a, b) = (_mm256_unpacklo_epi32(x[0], x[1]), _mm256_unpackhi_epi32(x[0], x[1]));
-                    let (e, f) = (_mm256_unpacklo_epi32(x[2], x[3]), _mm256_unpackhi_epi32(x[2], x[3]));
-                    let channels = [
-                        (0, _mm256_unpacklo_epi64(a, e)),
-                        (1, _mm256_unpackhi_epi64(a, e)),
-                        (8, _mm256_unpacklo_epi64(b, f)),
-                        (9, _mm256_unpackhi_epi64(b, f)),
-                    ];
-                    for (c, x) in channels {
-                        for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
-                            .into_iter()
-                            .enumerate()
-                        {
-                            let c = j * 32 + jlo * 16 + c + (q + half) * 2;
-                            if c >= dim {
-                                continue;
-                            }
-                            for (i, x) in [x, _mm_unpackhi_epi64(x, x)].into_iter().enumerate() {
-                                let p = r * 4 + i * 8;
-                                let y = _mm256_mul_ps(signed(x), load(&scale[p..]));
-                                store(&mut out[c * TILE_ROWS + p..], _mm256_add_ps(y, load(&mid[p..])));
-                            }
-                        }
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        let (scale, mid) = params(io, d);
+        for r in [0, 4] {
+            let eight = |x: &[f32; TILE_ROWS]| [load(&x[r * 4..]), load(&x[r * 4 + 8..])];
+            let (scale, mid) = (eight(&scale), eight(&mid));
+            for j in 0..d / 32 {
+                for q in [0, 2] {
+                    let (mut low, mut high) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
+                    for i in 0..4 {
+                        let at = j * 512 + ((r + i) * 4 + q) * 16;
+                        let a = _mm256_shuffle_epi8(_mm256_xor_si256(io.bytes(at), flip), order);
+                        let b = _mm256_shuffle_epi8(_mm256_xor_si256(io.bytes(d * 16 + at), flip), order);
+                        low[i] = _mm256_unpacklo_epi16(a, b);
+                        high[i] = _mm256_unpackhi_epi16(a, b);
                     }
+                    keys8_block(io, low, dim, j * 32 + q * 2, scale, mid, r * 4);
+                    keys8_block(io, high, dim, j * 32 + 16 + q * 2, scale, mid, r * 4);
                 }
             }
         }
     }
 }
 
+/// What the blocks of a value part share.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    io: Reader,
+    dim: usize,
+    scale: &'a [f32; TILE_ROWS],
+    mid: &'a [f32; TILE_ROWS],
+}
+
+impl Rows<'_> {
+    /// `x` holds channels `c..c + 8` of the rows at places `p` and `p + 4` in its low lane, `p + 8` and `p + 12` in its high
+    /// one.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn put(self, x: __m256i, c: usize, p: usize) {
+        let row = |x: __m128i, p: usize| {
+            let y = _mm256_fmadd_ps(signed(x), _mm256_set1_ps(self.scale[p]), _mm256_set1_ps(self.mid[p]));
+            // SAFETY: `c` is below the channels and `p` below 32.
+            unsafe { self.io.put_some(p * self.dim + c, y, self.dim - c) }
+        };
+        if c < self.dim {
+            let (low, high) = (_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            row(low, p);
+            row(_mm_unpackhi_epi64(low, low), p + 4);
+            row(high, p + 8);
+            row(_mm_unpackhi_epi64(high, high), p + 12);
+        }
+    }
+
+    /// Transposes the eight bytes of one half of a lane: `[khi][rhi][klo]` of eight channels.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn half(self, x: [__m256i; 4], c: usize, p: usize) {
+        let (a, b) = (_mm256_unpacklo_epi16(x[0], x[1]), _mm256_unpackhi_epi16(x[0], x[1]));
+        let (e, f) = (_mm256_unpacklo_epi16(x[2], x[3]), _mm256_unpackhi_epi16(x[2], x[3]));
+        // SAFETY: by the contract of `put`.
+        unsafe {
+            self.put(_mm256_unpacklo_epi32(a, e), c, p);
+            self.put(_mm256_unpackhi_epi32(a, e), c + 8, p);
+            self.put(_mm256_unpacklo_epi32(b, f), c, p + 1);
+            self.put(_mm256_unpackhi_epi32(b, f), c + 8, p + 1);
+        }
+    }
+}
+
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn values8(part: &[u8], next: &[u8], dim: usize, d: usize, out: &mut [f32]) {
-    let (scale, mid) = params(part, d);
+unsafe fn values8(io: Reader, dim: usize, d: usize) {
     let flip = _mm256_set1_epi8(-128);
-    for sub in 0..2 {
-        for j in 0..d / 32 {
-            for q in [0, 2] {
-                let x: [__m256i; 8] = std::array::from_fn(|r| {
-                    _mm256_xor_si256(bytes_ahead(part, next, sub * d * 16 + j * 512 + (r * 4 + q) * 16), flip)
-                });
-                // Transpose 8 x 16 of 8 bits in both lanes: bytes of two rows, of four, of eight.
-                let two = [0, 2, 4, 6].map(|i: usize| {
-                    [_mm256_unpacklo_epi8(x[i], x[i + 1]), _mm256_unpackhi_epi8(x[i], x[i + 1])]
-                });
-                for jlo in 0..2 {
-                    let four = [0, 2].map(|i: usize| {
-                        let (a, b) = (two[i][jlo], two[i + 1][jlo]);
-                        [_mm256_unpacklo_epi16(a, b), _mm256_unpackhi_epi16(a, b)]
-                    });
-                    for khi in 0..2 {
-                        let (a, b) = (four[0][khi], four[1][khi]);
-                        // Columns [rhi][klo] of eight bytes, two in a register.
-                        for (rhi, x) in
-                            [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)].into_iter().enumerate()
-                        {
-                            let c = j * 32 + jlo * 16 + rhi * 8;
-                            if c >= dim {
-                                continue;
-                            }
-                            for (half, x) in [_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x)]
-                                .into_iter()
-                                .enumerate()
-                            {
-                                for (klo, x) in [x, _mm_unpackhi_epi64(x, x)].into_iter().enumerate() {
-                                    let row = ((q + half) * 2 + klo) * 4 + sub * 2 + khi;
-                                    let y = _mm256_mul_ps(signed(x), _mm256_set1_ps(scale[row]));
-                                    let y = _mm256_add_ps(y, _mm256_set1_ps(mid[row]));
-                                    store_some(&mut out[row * dim + c..], y, dim - c);
-                                }
-                            }
-                        }
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        let (scale, mid) = params(io, d);
+        let rows = Rows { io, dim, scale: &scale, mid: &mid };
+        for sub in 0..2 {
+            for j in 0..d / 32 {
+                for q in [0, 2] {
+                    let (mut low, mut high) = ([_mm256_setzero_si256(); 4], [_mm256_setzero_si256(); 4]);
+                    for i in 0..4 {
+                        let at = sub * d * 16 + j * 512 + (i * 8 + q) * 16;
+                        let a = _mm256_xor_si256(io.bytes(at), flip);
+                        let b = _mm256_xor_si256(io.bytes(at + 64), flip);
+                        low[i] = _mm256_unpacklo_epi8(a, b);
+                        high[i] = _mm256_unpackhi_epi8(a, b);
                     }
+                    rows.half(low, j * 32, q * 8 + sub * 2);
+                    rows.half(high, j * 32 + 16, q * 8 + sub * 2);
                 }
             }
         }
@@ -301,23 +387,23 @@ const fn row_at(p: usize) -> usize {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn keys32(part: &[u8], next: &[u8], dim: usize, out: &mut [f32]) {
-    for p in (0..TILE_ROWS).step_by(8) {
-        let mut c = 0;
-        while c + 8 <= dim {
-            let x = std::array::from_fn(|i| {
-                _mm256_castsi256_ps(bytes_ahead(part, next, (row_at(p + i) * dim + c) * 4))
-            });
-            for (i, x) in transpose(x).into_iter().enumerate() {
-                store(&mut out[(c + i) * TILE_ROWS + p..], x);
+unsafe fn keys32(io: Reader, dim: usize) {
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        for p in (0..TILE_ROWS).step_by(8) {
+            let mut c = 0;
+            while c + 8 <= dim {
+                let x = std::array::from_fn(|i| _mm256_castsi256_ps(io.bytes((row_at(p + i) * dim + c) * 4)));
+                for (i, x) in transpose(x).into_iter().enumerate() {
+                    io.put((c + i) * TILE_ROWS + p, x);
+                }
+                c += 8;
             }
-            c += 8;
-        }
-        for c in c..dim {
-            for i in 0..8 {
-                let at = (row_at(p + i) * dim + c) * 4;
-                out[c * TILE_ROWS + p + i] =
-                    f32::from_le_bytes([part[at], part[at + 1], part[at + 2], part[at + 3]]);
+            for c in c..dim {
+                for i in 0..8 {
+                    let from = io.number((row_at(p + i) * dim + c) * 4);
+                    *io.out.add(c * TILE_ROWS + p + i) = from;
+                }
             }
         }
     }
@@ -325,15 +411,17 @@ fn keys32(part: &[u8], next: &[u8], dim: usize, out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn values32(part: &[u8], next: &[u8], dim: usize, out: &mut [f32]) {
-    for (p, row) in out.chunks_exact_mut(dim).enumerate().take(TILE_ROWS) {
-        let from = &part[row_at(p) * dim * 4..][..dim * 4];
-        let whole = dim / 8 * 8;
-        for c in (0..whole).step_by(8) {
-            store(&mut row[c..], _mm256_castsi256_ps(bytes_ahead(part, next, (row_at(p) * dim + c) * 4)));
-        }
-        for (x, b) in row[whole..].iter_mut().zip(from[whole * 4..].chunks_exact(4)) {
-            *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+unsafe fn values32(io: Reader, dim: usize) {
+    // SAFETY: the reader was made for these sizes, and the addresses are those of T32.
+    unsafe {
+        for p in 0..TILE_ROWS {
+            let whole = dim / 8 * 8;
+            for c in (0..whole).step_by(8) {
+                io.put(p * dim + c, _mm256_castsi256_ps(io.bytes((row_at(p) * dim + c) * 4)));
+            }
+            for c in whole..dim {
+                *io.out.add(p * dim + c) = io.number((row_at(p) * dim + c) * 4);
+            }
         }
     }
 }
@@ -341,13 +429,15 @@ fn values32(part: &[u8], next: &[u8], dim: usize, out: &mut [f32]) {
 /// Key part to `[D, 32]`.
 pub(super) fn decode_keys(store: Store, part: &[u8], next: &[u8], dim: usize, out: &mut [f32]) {
     let d = store.padded(dim);
-    // SAFETY: the features were detected.
+    let bytes = store.format().part_bytes(dim).expect("a format with kernels");
+    let io = Reader::new(part, next, bytes, dim, out);
+    // SAFETY: the features were detected, and the reader is made for these sizes.
     unsafe {
         match store {
-            Store::F32 => keys32(part, next, dim, out),
-            Store::F16 => keys16::<false>(part, next, dim, d, out),
-            Store::Bf16 => keys16::<true>(part, next, dim, d, out),
-            Store::Int8 => keys8(part, next, dim, d, out),
+            Store::F32 => keys32(io, dim),
+            Store::F16 => keys16::<false>(io, dim, d),
+            Store::Bf16 => keys16::<true>(io, dim, d),
+            Store::Int8 => keys8(io, dim, d),
         }
     }
 }
@@ -355,13 +445,15 @@ pub(super) fn decode_keys(store: Store, part: &[u8], next: &[u8], dim: usize, ou
 /// Value part to `[32, Dv]`.
 pub(super) fn decode_values(store: Store, part: &[u8], next: &[u8], dim: usize, out: &mut [f32]) {
     let d = store.padded(dim);
-    // SAFETY: the features were detected.
+    let bytes = store.format().part_bytes(dim).expect("a format with kernels");
+    let io = Reader::new(part, next, bytes, dim, out);
+    // SAFETY: the features were detected, and the reader is made for these sizes.
     unsafe {
         match store {
-            Store::F32 => values32(part, next, dim, out),
-            Store::F16 => values16::<false>(part, next, dim, d, out),
-            Store::Bf16 => values16::<true>(part, next, dim, d, out),
-            Store::Int8 => values8(part, next, dim, d, out),
+            Store::F32 => values32(io, dim),
+            Store::F16 => values16::<false>(io, dim, d),
+            Store::Bf16 => values16::<true>(io, dim, d),
+            Store::Int8 => values8(io, dim, d),
         }
     }
 }
