@@ -1,5 +1,7 @@
 //! Tests of the engine on the bundled small model.
 
+#![allow(clippy::unwrap_used)] // tests
+
 mod apply;
 mod deferred;
 mod foreign;
