@@ -4,7 +4,7 @@
 //! Query rows may be fewer than key rows. A probe pass puts its rows into a run of its own, which is dropped at the end, so
 //! no byte of a table changes.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use kvasir_core::{
@@ -36,6 +36,7 @@ pub struct Pass {
     /// Positions from here on are new.
     from: u32,
     before: Vec<Vec<Table>>,
+    wants: VecDeque<Want>,
     patched: HashSet<(usize, usize, usize)>,
     attended: Vec<bool>,
     probes: Vec<Option<(Buf, Vec<u32>)>>,
@@ -92,6 +93,7 @@ impl Pass {
             pos: pos.to_vec(),
             from: session.seen,
             before,
+            wants: session.wants.clone(),
             patched: HashSet::new(),
             attended: vec![false; layers],
             probes: vec![None; layers],
@@ -366,6 +368,7 @@ impl Pass {
     /// Forgets the pass: the session is as it was before `begin`.
     pub fn discard(self, s: &mut Session) {
         s.tables = self.before;
+        s.wants = self.wants;
         s.in_pass = false;
     }
 }

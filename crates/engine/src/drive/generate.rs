@@ -68,16 +68,22 @@ pub(super) fn run(
             .into());
             break;
         }
-        let repair = if chunk.len() == 1 { next_repairs(session) } else { Vec::new() };
-        for &p in &repair {
-            batch.ids.push(session.ids[p as usize]);
+        let repairs = if chunk.len() == 1 { next_repairs(session) } else { Vec::new() };
+        // A position whose token nobody knows cannot be computed anew.
+        for &p in &repairs {
+            let Some(&id) = session.ids.get(p as usize) else { continue };
+            batch.ids.push(id);
             batch.pos.push(p);
         }
         batch.pos.extend(session.len()..session.len() + chunk.len() as u32);
         batch.ids.extend_from_slice(chunk);
         batch.of.push(start as u32..batch.pos.len() as u32);
         match Pass::begin(session, &batch.ids[start..], &batch.pos[start..]) {
-            Ok(pass) => seqs.push((pass, session)),
+            Ok(pass) => {
+                // If the pass is discarded, they are wanted again.
+                forget_repairs(session, repairs.len());
+                seqs.push((pass, session));
+            }
             Err(e) => {
                 begun = Err(e);
                 break;
@@ -96,17 +102,25 @@ pub(super) fn run(
     }
 }
 
-/// The positions to repair in this step, ascending; what remains stays in the queue.
-fn next_repairs(session: &mut Session) -> Vec<u32> {
-    let Some(i) = session.wants.iter().position(|w| matches!(w, Want::Repair { .. })) else {
-        return Vec::new();
-    };
-    let Some(Want::Repair { pos, per_step }) = session.wants.get_mut(i) else { return Vec::new() };
-    let n = pos.len().min((*per_step).into());
-    let mut now: Vec<u32> = pos.drain(..n).collect();
-    if pos.is_empty() {
-        session.wants.remove(i);
+/// The positions to repair in this step, ascending.
+fn next_repairs(session: &Session) -> Vec<u32> {
+    let mut now = session.wants.iter().find_map(|w| match w {
+        Want::Repair { pos, per_step } => Some(pos[..pos.len().min((*per_step).into())].to_vec()),
+        _ => None,
+    });
+    if let Some(now) = &mut now {
+        now.sort_unstable();
     }
-    now.sort_unstable();
-    now
+    now.unwrap_or_default()
+}
+
+/// Takes the first `n` positions off the queue.
+fn forget_repairs(session: &mut Session, n: usize) {
+    let Some(i) = session.wants.iter().position(|w| matches!(w, Want::Repair { .. })) else { return };
+    if let Some(Want::Repair { pos, .. }) = session.wants.get_mut(i) {
+        pos.drain(..n);
+        if pos.is_empty() {
+            session.wants.remove(i);
+        }
+    }
 }
