@@ -5,6 +5,7 @@
 
 mod apply;
 mod deferred;
+mod doubts;
 mod foreign;
 mod gate;
 mod reuse;
