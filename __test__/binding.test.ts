@@ -107,6 +107,32 @@ describe('a session', () => {
   })
 })
 
+it('copies rows before it returns: their memory may go to somebody else', async () => {
+  const heads = { queryHeads: 8, kvHeads: 8, keyDim: 64, valueDim: 64, rope: 'none' as const }
+  const layout = { layers: 4, ...heads, context: 1024, fingerprint: '0'.repeat(64) }
+  const rows = 512
+  const x = () => Float32Array.from({ length: 4 * rows * 8 * 64 }, (_, i) => Math.sin(i))
+  const [k, v] = [x(), x()]
+  const a = await store.open({ tenant: 'rows', layout })
+  await a.ingest({ k, v, rows })
+  const b = await store.open({ tenant: 'rows', layout })
+  const running = b.ingest({ k, v, rows })
+  for (const array of [k, v]) structuredClone(array, { transfer: [array.buffer] }).fill(7)
+  await running
+  expect(await b.digest()).toBe(await a.digest())
+  await Promise.all([a.close(), b.close()])
+})
+
+it('a pass that was dropped leaves the session as it was', async () => {
+  const s = await store.open({ tenant: 'dropped', model })
+  s.pass({ rows: 3 }).discard()
+  expect(s.report().private).toBeNull()
+  expect(() => s.pass({ rows: 2 ** 32 - 1 })).toThrowError(fails('ContextOverflow'))
+  await s.prefill(prompt)
+  expect(s.report().private).toBeNull()
+  await s.close()
+})
+
 it('a damaged file costs time and never truth', async () => {
   const own = tempDir()
   const first = await openStore({ dir: own })

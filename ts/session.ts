@@ -78,7 +78,7 @@ export interface Pass {
 
 /** All layers of some rows, for engines that only hand over results. */
 export interface Rows {
-  /** [L, T, K, Dk] (`NHD`) or [L, K, T, Dk] (`HND`), before RoPE. Not to be written until the promise settles. */
+  /** [L, T, K, Dk] (`NHD`) or [L, K, T, Dk] (`HND`), before RoPE. Copied before `ingest` returns. */
   readonly k: Float32Array
   /** As k, with Dv. */
   readonly v: Float32Array

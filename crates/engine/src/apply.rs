@@ -17,12 +17,15 @@ use crate::session::Session;
 /// A tile to code: source, destination, rows present.
 type Pair = (Buf, Buf, u8);
 
+/// Coded tiles put together behind a partly filled one: sources, their rows, destinations.
+type Join = (Vec<Tile>, Arc<[u32]>, Vec<Buf>);
+
 /// One row of a table that a query may see.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowAt {
     pub(crate) run: usize,
     pub(crate) idx: usize,
-    pos: u32,
+    pub(crate) pos: u32,
 }
 
 impl Session {
@@ -66,6 +69,10 @@ impl Session {
                 other => return Err(CoreError::unsupported(format!("op {other:?}")).into()),
             }
             if let Some(bound) = self.stack.slots[s].floor {
+                // No query has been seen to measure with: the policy plans again after the next pass.
+                if self.probes.iter().all(Option::is_none) {
+                    continue;
+                }
                 let error = self.floor_error(&next)?;
                 tracing::debug!(error, bound, "floor");
                 if error > bound {
@@ -130,6 +137,7 @@ impl Session {
         for layer in 0..next.len() {
             let picked = self.picked(s, layer, at, pick)?;
             let mut seals: Vec<(usize, Vec<Pair>)> = Vec::new();
+            let mut joins = Vec::new();
             for (head, (rows, held)) in picked.into_iter().enumerate() {
                 if !at.has(layer as u16, head as u16) {
                     continue;
@@ -162,8 +170,9 @@ impl Session {
                             self.add_sinks(layer, head, sink, &moved, &sinks, next)?;
                         }
                     }
-                    let pairs = self.extend(layer, head, to, &moved, next)?;
+                    let (pairs, join) = self.extend(layer, head, to, &moved, next)?;
                     seals.push((from, pairs));
+                    joins.extend(join);
                     next[layer][head].runs[from] = rest;
                 }
             }
@@ -177,11 +186,22 @@ impl Session {
                     tiles,
                 })?;
             }
+            for (src, idx, dst) in joins {
+                self.backend.submit(Call::Compact {
+                    codes: self.stack.runs[to].clone(),
+                    k_dim: dims.k_dim,
+                    v_dim: dims.v_dim,
+                    src,
+                    idx,
+                    dst,
+                })?;
+            }
         }
         Ok(())
     }
 
-    /// Appends room for `moved` to run `to`; returns the tile pairs to seal.
+    /// Appends room for `moved` to run `to`; returns the tile pairs to seal and, where evictions left the run with a partly
+    /// filled tile, what to join once they are sealed.
     fn extend(
         &mut self,
         layer: usize,
@@ -189,7 +209,7 @@ impl Session {
         to: usize,
         moved: &Run,
         next: &mut [Vec<Table>],
-    ) -> Result<Vec<Pair>> {
+    ) -> Result<(Vec<Pair>, Option<Join>)> {
         let codes = self.stack.runs[to].clone();
         let mut pairs = Vec::with_capacity(moved.tiles.len());
         let mut fresh = Vec::with_capacity(moved.tiles.len());
@@ -200,14 +220,36 @@ impl Session {
         }
         let hides: Vec<bool> =
             (0..moved.rows as usize).map(|i| self.stack.hides(to, moved.meta.pos.at(i))).collect();
+        let old_rows = next[layer][head].runs[to].rows;
+        let partial = old_rows % TILE_ROWS as u32;
+        let mut joined = Vec::new();
+        if partial > 0 {
+            for _ in 0..(partial + moved.rows).div_ceil(TILE_ROWS as u32) {
+                joined.push(self.new_tile(layer, head, to, &codes)?);
+            }
+        }
         let run = &mut next[layer][head].runs[to];
         let old_tiles = run.tiles.len();
         for i in 0..moved.rows as usize {
             run.meta.pos.push(run.rows as usize + i, moved.meta.pos.at(i));
         }
         run.rows += moved.rows;
-        Arc::make_mut(&mut run.tiles).extend(fresh);
-        let tiles = run.tiles.len();
+        let tiles = old_tiles + fresh.len();
+        // Rows of the old tiles and of the new ones behind them, counted from the first row of tile `skip`.
+        let rows_from = |skip: usize| -> Arc<[u32]> {
+            let (skip, end) = ((skip * TILE_ROWS) as u32, (old_tiles * TILE_ROWS) as u32);
+            (0..old_rows - skip).chain((0..moved.rows).map(|i| end - skip + i)).collect()
+        };
+        let mut join = None;
+        let list = Arc::make_mut(&mut run.tiles);
+        if partial > 0 {
+            let src = list.split_off(old_tiles - 1).into_iter().chain(fresh).collect();
+            join = Some((src, rows_from(old_tiles - 1), joined.iter().map(|t| t.codes.clone()).collect()));
+            list.extend(joined);
+        } else {
+            list.extend(fresh);
+        }
+        let held = list.len();
         let grown = |old: Option<&Buf>, tail: Option<&Buf>| -> Result<Buf> {
             let buf = self.backend.alloc(tiles * TILE_ROWS * 4)?;
             for (src, offset) in [(old, 0), (tail, old_tiles * TILE_ROWS * 4)] {
@@ -216,7 +258,12 @@ impl Session {
                     self.backend.submit(Call::Copy { src: src.clone(), dst })?;
                 }
             }
-            Ok(buf)
+            if partial == 0 {
+                return Ok(buf);
+            }
+            let dst = self.backend.alloc(held * TILE_ROWS * 4)?;
+            self.backend.submit(Call::CompactColumn { src: buf, idx: rows_from(0), dst: dst.clone() })?;
+            Ok(dst)
         };
         if run.meta.bias.is_some() || hides.contains(&true) {
             let mut tail = vec![0.0f32; (tiles - old_tiles) * TILE_ROWS];
@@ -236,7 +283,7 @@ impl Session {
                 run.meta.cols.push((id, buf));
             }
         }
-        Ok(pairs)
+        Ok((pairs, join))
     }
 
     /// Copies the first rows of a dense run, which stay exact, into the sink run.

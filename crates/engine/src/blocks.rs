@@ -54,6 +54,16 @@ impl Session {
         CodecId::of(serde_json::json!({ "codes": codes, "sinks": self.stack.sinks }).to_string().as_bytes())
     }
 
+    /// Lossy codes in which this session takes rows that it finds. None under a floor: how far coded rows are from those
+    /// that were computed can be measured only by coding them here.
+    pub(crate) fn found_codes(&self) -> Vec<CodecId> {
+        if self.stack.slots.iter().any(|s| s.floor.is_some()) {
+            return Vec::new();
+        }
+        let runs = (1..self.stack.runs.len()).filter(|&r| Some(r) != self.stack.sink_run);
+        runs.map(|r| self.codec_of(r)).filter(|c| !c.is_exact()).collect()
+    }
+
     /// Codes of runs in which this session can take a block, coldest first.
     pub(crate) fn run_of(&self, codec: CodecId) -> Option<usize> {
         (0..self.stack.runs.len()).find(|&r| Some(r) != self.stack.sink_run && self.codec_of(r) == codec)

@@ -1,10 +1,12 @@
 //! `Cache`: sessions over a store. Opens, resumes, forgets; finds the prefix another session has computed.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kvasir_core::{
-    Backend, ColId, Error as CoreError, Layout, Model, Pos, Run, TILE_ROWS, Tile, Want, tile_bytes,
+    Backend, Call, ColId, Error as CoreError, Layout, Mask, Model, Pos, Run, TILE_ROWS, Tile, Want,
+    tile_bytes,
 };
 use kvasir_store::{
     BLOCK_TOKENS, BlockKey, Chain, CodecId, Copies, Expect, Forgotten, Lineage, Miss, Options, Stats, Store,
@@ -13,7 +15,7 @@ use kvasir_store::{
 use serde::Serialize;
 use serde_json::Value as Json;
 
-use crate::blocks::{BlockTiles, SharedPrefix};
+use crate::blocks::{BLOCK_TILES, BlockTiles, SharedPrefix};
 use crate::cancel::Cancel;
 use crate::commit::{Owner, RunState, State};
 use crate::drive::{self, PASS_ROWS};
@@ -171,17 +173,25 @@ impl Cache {
         let owner = session.owner.clone().expect("opened through a store");
         let mut keys = vec![&owner.key];
         keys.extend(owner.share.as_ref().map(|s| &s.key));
-        let mut report = ResumeReport { tokens: state.seen, extra: state.extra, ..ResumeReport::default() };
+        let mut report =
+            ResumeReport { tokens: state.seen, extra: state.extra.clone(), ..ResumeReport::default() };
 
         let mut why = None;
         let mut blocks = Vec::new();
-        let chain = record.chain(&keys);
-        if chain.is_none() && !record.blocks.is_empty() {
-            why = Some("the key of its share group was not given".to_owned());
+        let chain = record.chain(&keys).unwrap_or_else(|| owner.chain.clone());
+        if let Some(next) = record.blocks.get(chain.len()) {
+            let known = keys.iter().any(|k| k.tag() == next.owner);
+            let what = if known {
+                "its name is not that of its tokens"
+            } else {
+                "the key of its share group was not given"
+            };
+            why = Some(format!("block {}: {what}", chain.len()));
         }
-        let chain = chain.unwrap_or_else(|| owner.chain.clone());
+        let snapshot = self.read_snapshot(&session, &record);
+        let held = snapshot.as_ref().map(|s| s.codes_of_blocks(&session)).unwrap_or_default();
         for b in 0..chain.len() {
-            match self.read_block(&session, &chain, b, &record.ids) {
+            match self.read_block(&session, &chain, b, &record.ids, held.get(&b).copied()) {
                 Ok((codec, tiles, bytes)) => {
                     report.bytes += bytes;
                     blocks.push((codec, tiles));
@@ -192,9 +202,8 @@ impl Cache {
                 }
             }
         }
-        let whole = why.is_none();
-        if whole {
-            match self.read_snapshot(&mut session, &record, &blocks) {
+        if why.is_none() {
+            match snapshot.and_then(|s| s.restore(&mut session, &state, &blocks)) {
                 Ok(bytes) => report.bytes += bytes,
                 Err(reason) => why = Some(format!("tail: {reason}")),
             }
@@ -207,7 +216,7 @@ impl Cache {
             }
             session.ids.clone_from(&record.ids);
             session.seen = state.seen;
-            session.exact_to = state.exact_to;
+            session.exact_to = state.exact_to.min(state.seen);
             session.private = state.private.as_deref().map(known_reason);
             session.wants = state.wants.into();
             session.stats = state.stats;
@@ -254,23 +263,31 @@ impl Cache {
         Ok((session, report))
     }
 
-    /// A block from memory or disk, in the code the session holds or as it was computed.
+    /// A block from memory or disk, in the code `held` where it is known, else in a code of the session. Where there is no
+    /// such copy, the rows as they were computed.
     fn read_block(
         &self,
         session: &Session,
         chain: &Chain,
         b: usize,
         ids: &[u32],
+        held: Option<CodecId>,
     ) -> Result<(CodecId, Arc<BlockTiles>, u64), String> {
         let mut last = String::from("not found");
-        let codes = (0..session.stack.runs.len())
-            .filter(|&r| Some(r) != session.stack.sink_run)
-            .map(|r| session.codec_of(r));
-        let mut wanted: Vec<Copies> = codes.filter(|c| !c.is_exact()).map(Copies::Coded).collect();
+        let codes = match held {
+            Some(codec) => vec![codec],
+            None => session.found_codes(),
+        };
+        let mut wanted: Vec<Copies> =
+            codes.into_iter().filter(|c| !c.is_exact()).map(Copies::Coded).collect();
         wanted.push(Copies::Exact);
+        let name = &chain.names()[b];
         for copies in wanted {
-            let name = &chain.names()[b];
-            if let Some((codec, tiles)) = self.store.mem().get(name, copies) {
+            // Memory may hold exact rows where the disk holds the coded ones that were committed.
+            let on_disk = || self.store.disk().is_some_and(|d| d.has_coded(name, copies.first()));
+            if let Some((codec, tiles)) = self.store.mem().get(name, copies)
+                && (codec == copies.first() || !on_disk())
+            {
                 return Ok((codec, Arc::clone(&tiles), tiles.bytes()));
             }
             let (Some(disk), Some(expect)) = (self.store.disk(), Expect::block(chain, b, ids, copies)) else {
@@ -292,54 +309,22 @@ impl Cache {
         Err(last)
     }
 
-    /// Rebuilds every run from its snapshot and the blocks. Returns the bytes read, or the reason.
-    fn read_snapshot(
-        &self,
-        s: &mut Session,
-        record: &kvasir_store::Record,
-        blocks: &[(CodecId, Arc<BlockTiles>)],
-    ) -> std::result::Result<u64, String> {
+    /// The snapshot of a record, or the reason why there is none.
+    fn read_snapshot(&self, s: &Session, record: &kvasir_store::Record) -> Result<Snapshot, String> {
         let expect = record.snapshot(Copies::Exact).ok_or("it was never stored")?;
         let block =
             self.store.disk().ok_or("the store has no folder")?.get(&expect).map_err(|m| m.to_string())?;
-        let parts: Vec<&[u8]> = block.parts().collect();
         let header: Vec<Vec<RunState>> =
-            serde_json::from_slice(parts.first().ok_or("it is empty")?).map_err(|e| e.to_string())?;
+            serde_json::from_slice(block.parts().next().ok_or("it is empty")?).map_err(|e| e.to_string())?;
         let tables: usize = s.tables.iter().map(Vec::len).sum();
         let runs = s.stack.runs.len();
         if header.len() != tables
             || header.iter().any(|t| t.len() != runs)
-            || parts.len() != 2 + tables * runs
+            || block.parts().len() != 2 + tables * runs
         {
             return Err("it was written for another layout or recipe".into());
         }
-        let mut part = parts[1..].iter();
-        let mut lh = 0;
-        for layer in 0..s.tables.len() {
-            let dims = s.layout.layers[layer].clone();
-            for head in 0..s.tables[layer].len() {
-                for r in 0..runs {
-                    let bytes = part.next().ok_or("a part is missing")?;
-                    let run = rebuild(
-                        s,
-                        &header[lh][r],
-                        r,
-                        bytes,
-                        lh,
-                        blocks,
-                        (dims.k_dim.into(), dims.v_dim.into()),
-                    )
-                    .map_err(|e| e.to_string())?
-                    .ok_or("a run does not fit")?;
-                    s.tables[layer][head].runs[r] = run;
-                }
-                lh += 1;
-            }
-        }
-        let logits = parts[parts.len() - 1];
-        s.logits = (!logits.is_empty())
-            .then(|| logits.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
-        Ok(block.stored_len())
+        Ok(Snapshot { block, header })
     }
 
     /// Takes the longest prefix of `ids` that sessions of the same owner have computed. At least one token is left to compute.
@@ -356,6 +341,7 @@ impl Cache {
         if session.stack.is_lossy() {
             lineages.push((0..full).map(|b| if b < first_pass { Lineage::Exact } else { derived }).collect());
         }
+        let codecs = session.found_codes();
         let mut best: Option<(usize, Chain)> = None;
         for lineage in lineages {
             let mut chain = Chain::new(&owner.key, session.identity());
@@ -366,11 +352,8 @@ impl Cache {
                 }
                 chain.push(lineage, &ids[b * BLOCK_TOKENS..(b + 1) * BLOCK_TOKENS])?;
             }
-            let codec = (1..session.stack.runs.len()).map(|r| session.codec_of(r)).find(|c| !c.is_exact());
-            let found = self
-                .store
-                .has(&chain, Copies::Exact)
-                .max(codec.map_or(0, |c| self.store.has(&chain, Copies::Coded(c))));
+            let coded = codecs.iter().map(|c| self.store.has(&chain, Copies::Coded(*c))).max();
+            let found = self.store.has(&chain, Copies::Exact).max(coded.unwrap_or(0));
             if best.as_ref().is_none_or(|b| found > b.0) {
                 best = Some((found, chain));
             }
@@ -380,7 +363,7 @@ impl Cache {
             (0, if found == full { "the rest is new" } else { "not found" }.to_owned());
         let mut taken = 0;
         for b in 0..found {
-            match self.read_block(session, &chain, b, ids) {
+            match self.read_block(session, &chain, b, ids, None) {
                 Ok((codec, tiles, n)) if session.take_block(b, codec, &tiles)? => {
                     bytes += n;
                     taken += 1;
@@ -403,9 +386,84 @@ impl Cache {
             o.chain = chain;
         }
         if taken > 0 {
-            session.wake(false)?;
+            session.wake_found()?;
         }
         Ok((bytes, why))
+    }
+}
+
+/// State behind the blocks of a session, as it was stored.
+struct Snapshot {
+    block: kvasir_store::Block,
+    /// Per layer and head its runs.
+    header: Vec<Vec<RunState>>,
+}
+
+impl Snapshot {
+    /// The codes in which the session held its blocks.
+    fn codes_of_blocks(&self, s: &Session) -> HashMap<usize, CodecId> {
+        let mut held = HashMap::new();
+        for (r, state) in self.header.first().into_iter().flatten().enumerate() {
+            let codec = s.codec_of(r);
+            let pos = |i: u32| match state.from {
+                Some(p) => p.checked_add(i),
+                None => state.list.get(i as usize).copied(),
+            };
+            // A block begins where a tile does; what lies beyond the chain is asked for by nobody.
+            let most = state.rows.min((s.layout.context).max(state.list.len() as u32));
+            for at in (0..most).step_by(TILE_ROWS) {
+                let inline = state.inline.binary_search(&(at / TILE_ROWS as u32)).is_ok();
+                if let (false, Some(pos)) = (inline, pos(at)) {
+                    held.insert(pos as usize / BLOCK_TOKENS, codec);
+                }
+            }
+        }
+        held
+    }
+
+    /// Rebuilds every run from the snapshot and the blocks. Returns the bytes read, or the reason.
+    fn restore(
+        &self,
+        s: &mut Session,
+        state: &State,
+        blocks: &[(CodecId, Arc<BlockTiles>)],
+    ) -> Result<u64, String> {
+        let parts: Vec<&[u8]> = self.block.parts().collect();
+        let (header, runs) = (&self.header, s.stack.runs.len());
+        let mut part = parts[1..].iter();
+        let mut lh = 0;
+        for layer in 0..s.tables.len() {
+            let dims = s.layout.layers[layer].clone();
+            for head in 0..s.tables[layer].len() {
+                for r in 0..runs {
+                    let bytes = part.next().ok_or("a part is missing")?;
+                    let run = rebuild(
+                        s,
+                        &header[lh][r],
+                        r,
+                        bytes,
+                        lh,
+                        state.seen,
+                        blocks,
+                        (dims.k_dim.into(), dims.v_dim.into()),
+                    )
+                    .map_err(|e| e.to_string())?
+                    .ok_or("a run does not fit")?;
+                    s.tables[layer][head].runs[r] = run;
+                }
+                lh += 1;
+                // Every position once; all of them where nothing was dropped.
+                let rows = s.visible(&s.tables[layer][head], None);
+                let twice = rows.windows(2).any(|w| w[0].pos == w[1].pos);
+                if twice || (state.private.is_none() && rows.len() != state.seen as usize) {
+                    return Err("its positions do not add up".into());
+                }
+            }
+        }
+        let logits = parts[parts.len() - 1];
+        s.logits = (!logits.is_empty())
+            .then(|| logits.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect());
+        Ok(self.block.stored_len())
     }
 }
 
@@ -413,10 +471,10 @@ impl Session {
     /// Computes `ids` behind what the session holds. An empty session first takes the longest prefix that is stored for its
     /// owner. Full blocks are offered to other sessions at once. On error the session is as before.
     pub fn prefill(&mut self, model: &dyn Model, ids: &[u32], cancel: &Cancel) -> Result<PrefillReport> {
-        self.usable()?;
+        self.whole()?;
         let started = Instant::now();
         kvasir_core::check::at_least("prefill.ids", ids.len(), 1)?;
-        self.fits(ids.len())?;
+        self.fits_in_passes(ids.len())?;
         cancel.expect(ids.len());
         let before = self.point();
         match self.reuse_and_compute(model, ids, cancel) {
@@ -436,7 +494,9 @@ impl Session {
     ) -> Result<PrefillReport> {
         let mut report =
             PrefillReport { why: "the session was not empty".to_owned(), ..PrefillReport::default() };
-        if let (true, Some(owner)) = (self.is_empty() && self.private.is_none(), self.owner.clone()) {
+        // Rows that were computed with sight of the past alone are others than those of a full mask.
+        let alike = self.is_empty() && self.private.is_none() && self.stack.mask == Mask::Causal;
+        if let (true, Some(owner)) = (alike, self.owner.clone()) {
             let cache = Cache { store: owner.store, backend: Arc::clone(&self.backend) };
             (report.bytes, report.why) = cache.reuse(self, ids)?;
             report.reused = self.seen;
@@ -451,7 +511,9 @@ impl Session {
 
     /// Serves `Want::Tokens`: computes the tokens a resume could not bring back. Returns how many went through the model.
     pub fn recompute(&mut self, model: &dyn Model, cancel: &Cancel) -> Result<u32> {
-        let Some(i) = self.wants.iter().position(|w| matches!(w, Want::Tokens(_))) else { return Ok(0) };
+        if !self.wants.iter().any(|w| matches!(w, Want::Tokens(_))) {
+            return Ok(0);
+        }
         let from = self.seen;
         let ids = std::mem::take(&mut self.pending);
         if let Err(e) = drive::prefill(model, self, &ids, cancel) {
@@ -459,7 +521,7 @@ impl Session {
             self.pending = ids[(self.seen - from) as usize..].to_vec();
             return Err(e);
         }
-        self.wants.remove(i);
+        self.wants.retain(|w| !matches!(w, Want::Tokens(_)));
         self.publish()?;
         Ok(ids.len() as u32)
     }
@@ -485,6 +547,7 @@ fn rebuild(
     r: usize,
     bytes: &[u8],
     lh: usize,
+    seen: u32,
     blocks: &[(CodecId, Arc<BlockTiles>)],
     (k_dim, v_dim): (usize, usize),
 ) -> Result<Option<Run>> {
@@ -492,15 +555,25 @@ fn rebuild(
     let mut run = Run::new(codes.clone());
     run.rows = state.rows;
     run.meta.pos = match state.from {
-        Some(p) => Pos::From(p),
-        None if state.list.len() == state.rows as usize => Pos::List(Arc::new(state.list.clone())),
-        None => return Ok(None),
+        Some(p) if p.checked_add(state.rows).is_some_and(|end| end <= seen || state.rows == 0) => {
+            Pos::From(p)
+        }
+        None if state.list.len() == state.rows as usize && state.list.iter().all(|&p| p < seen) => {
+            Pos::List(Arc::new(state.list.clone()))
+        }
+        _ => return Ok(None),
     };
     let count = (state.rows as usize).div_ceil(TILE_ROWS);
     let tile = tile_bytes(&codes, k_dim, v_dim)?;
     let beside = count * TILE_ROWS * 4;
     let size = state.inline.len() * tile + (state.cols.len() + usize::from(state.bias)) * beside;
     if crate::blocks::code_tags(&codes)? != state.tags || bytes.len() != size || state.inline.len() > count {
+        return Ok(None);
+    }
+    // Every tile is here or in a block: a header cannot ask for more memory than that.
+    if count > state.inline.len() + blocks.len() * BLOCK_TILES
+        || state.cols.iter().any(|&c| c as usize >= s.stack.columns.len())
+    {
         return Ok(None);
     }
     if count == 0 {
@@ -510,7 +583,7 @@ fn rebuild(
     let piece = |at: usize, len: usize| mem.as_ref().map(|m| m.slice(at..at + len)).transpose();
     // Tiles of blocks sit in this run only if the block was stored in its code.
     run.tiles = Arc::new(vec![]);
-    let mut tiles = Vec::with_capacity(count);
+    let (mut tiles, mut seals) = (Vec::with_capacity(count), Vec::new());
     for t in 0..count {
         if let Ok(i) = state.inline.binary_search(&(t as u32)) {
             let Some(codes) = piece(i * tile, tile)? else { return Ok(None) };
@@ -518,13 +591,29 @@ fn rebuild(
         } else {
             let pos = run.meta.pos.at(t * TILE_ROWS) as usize;
             let Some((codec, block)) = blocks.get(pos / BLOCK_TOKENS) else { return Ok(None) };
-            if *codec != s.codec_of(r) {
+            let stored = block.tile(lh, pos % BLOCK_TOKENS / TILE_ROWS);
+            if *codec == s.codec_of(r) {
+                tiles.push(stored);
+            } else if codec.is_exact() && r != 0 {
+                // The same rows as they were computed: coded again they are what the session held.
+                let fresh = Tile { codes: s.backend.alloc(tile)?, own: true };
+                seals.push((stored.codes, fresh.codes.clone(), TILE_ROWS as u8));
+                tiles.push(fresh);
+            } else {
                 return Ok(None);
             }
-            tiles.push(block.tile(lh, pos % BLOCK_TOKENS / TILE_ROWS));
         }
     }
     run.tiles = Arc::new(tiles);
+    if !seals.is_empty() {
+        s.backend.submit(Call::Seal {
+            from_codes: s.stack.runs[0].clone(),
+            to_codes: codes,
+            k_dim: k_dim as u16,
+            v_dim: v_dim as u16,
+            tiles: seals,
+        })?;
+    }
     let mut at = state.inline.len() * tile;
     for &c in &state.cols {
         let Some(buf) = piece(at, beside)? else { return Ok(None) };

@@ -128,7 +128,7 @@ impl Session {
     /// Makes the session durable under `id`. `extra` is the caller's own state and comes back at resume. On error nothing of
     /// this commit is stored and the session is as it was.
     pub fn commit(&mut self, id: &str, extra: &Json) -> Result<CommitReport> {
-        self.usable()?;
+        self.whole()?;
         let started = Instant::now();
         if id.is_empty() {
             return Err(CoreError::invalid("commit.id", "a session id", "an empty string").into());

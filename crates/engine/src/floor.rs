@@ -21,6 +21,10 @@ impl Session {
             let square = |x: f64| x * x;
             let norm: f64 = old.iter().map(|&x| square(x.into())).sum();
             let gap: f64 = old.iter().zip(&new).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
+            // What cannot be measured is not within any bound.
+            if gap.is_nan() {
+                return Ok(f32::INFINITY);
+            }
             if gap > 0.0 {
                 worst = worst.max((gap / norm).sqrt());
             }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kvasir_core::{Backend, LayerLayout, Rows, check};
+use kvasir_core::{Backend, LayerLayout, Rows, Want, check};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::PrefillReport;
@@ -37,6 +37,12 @@ impl Session {
         self.fits(rows as usize)?;
         let pos: Vec<u32> = (self.seen..self.seen + rows).collect();
         Pass::begin(self, ids, &pos)
+    }
+
+    /// The engine goes on from the rows that were found: what a resume could not bring back is its business.
+    fn brought(&mut self) {
+        self.pending.clear();
+        self.wants.retain(|w| !matches!(w, Want::Tokens(_)));
     }
 
     /// From now on no block of this session is named: another engine writes into it.
@@ -84,6 +90,7 @@ impl Session {
             }
         }
         pass.end(self, rows > 1)?;
+        self.brought();
         Ok(PrefillReport {
             computed: rows,
             why: FOREIGN.to_owned(),
@@ -111,6 +118,9 @@ impl Pass {
             .get(layer)
             .cloned()
             .ok_or_else(|| kvasir_core::Error::invalid("layer", format_args!("below {count}"), layer))?;
+        if self.has_attended(layer) {
+            return Err(kvasir_core::Error::invalid("layer", "a layer once in a pass", layer).into());
+        }
         let rows = self.pos().len();
         let (qh, kh) = (at.q_heads as usize, at.kv_heads as usize);
         check::equal("q", "numbers", rows * qh * k_dim(&at), q.len())?;
@@ -126,7 +136,10 @@ impl Pass {
         let v = upload(&backend, self, v, kh, Order::Nhd)?;
         let mut got =
             Rows { data: backend.alloc(out.len() * 4)?, dim: (qh * v_dim(&at)) as u32, ..q.clone() };
-        self.attend(s, layer, &q, &k, &v, &mut got)?;
+        if let Err(e) = self.attend(s, layer, &q, &k, &v, &mut got) {
+            self.take_back(s, layer);
+            return Err(e);
+        }
         out.copy_from_slice(&backend.read_f32(&got.data)?);
         Ok(())
     }
@@ -140,6 +153,7 @@ impl Pass {
         }
         let rows = self.pos().len() as u32;
         self.end(s, rows > 1)?;
+        s.brought();
         s.publish()?;
         Ok(PrefillReport {
             computed: rows,

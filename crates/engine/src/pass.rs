@@ -8,7 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use kvasir_core::{
-    Attend, AttendSeq, Buf, Call, ColId, ColumnUpdate, Error as CoreError, Go, Hooks, Point, Pos, Positions,
+    Attend, AttendSeq, Buf, Call, ColId, ColumnUpdate, Error as CoreError, Go, Hooks, Mask, Point, Pos,
     Queries, Reduce, Result as CoreResult, Rope, RopeArg, RowWrite, Rows, Run, Source, TILE_ROWS, Table,
     Want, check,
 };
@@ -61,6 +61,9 @@ impl Pass {
             return Err(CoreError::invalid("pass.pos", session.seen + i as u32, p).into());
         }
         session.fits(pos.len() - new)?;
+        if new > 0 && session.is_packed() {
+            return Err(CoreError::unsupported("computing rows anew under packed positions").into());
+        }
         Ok(Self::start(session, Kind::Keep, ids, pos))
     }
 
@@ -105,6 +108,21 @@ impl Pass {
         &self.pos
     }
 
+    /// Rows at `pos` can be computed anew: every table has them in the open run.
+    pub(crate) fn can_patch(s: &Session, pos: u32) -> bool {
+        !s.is_packed() && pos < s.seen && s.tables.iter().flatten().all(|t| find(&t.runs[0], pos).is_some())
+    }
+
+    /// The rows of this layer are there.
+    pub(crate) fn has_attended(&self, layer: usize) -> bool {
+        self.attended[layer]
+    }
+
+    /// A layer whose attention failed is as before.
+    pub(crate) fn take_back(&self, s: &mut Session, layer: usize) {
+        s.tables[layer].clone_from(&self.before[layer]);
+    }
+
     /// Attention of `q` after `k` and `v` have been written. All rows belong to this session; `out` takes the rows of `q`.
     pub fn attend(
         &mut self,
@@ -138,9 +156,9 @@ impl Pass {
 
         let rope = rope_of(s, layer)?;
         self.write(s, layer, k, v, rope.as_ref())?;
-        let columns = self.columns(s, layer)?;
+        let columns = self.columns(s, layer, false)?;
 
-        let packed = s.stack.positions == Positions::Packed;
+        let packed = s.is_packed();
         let mut q_pos: Arc<[u32]> = q.pos.as_slice().into();
         let heads: Vec<Vec<Run>> = s.tables[layer]
             .iter()
@@ -160,13 +178,13 @@ impl Pass {
         if packed {
             // The newest row of the table is the newest query's own.
             let rows = s.tables[layer][0].rows();
-            let n = q.len() as u32;
+            let newest = k.pos.last().copied().unwrap_or_default();
             if s.tables[layer].iter().any(|t| t.rows() != rows) {
                 return Err(
                     CoreError::unsupported("packed positions over kv heads of different lengths").into()
                 );
             }
-            q_pos = (rows - n..rows).collect();
+            q_pos = q.pos.iter().map(|p| rows.saturating_sub((newest + 1).saturating_sub(*p))).collect();
         }
         s.backend.submit(Call::Attend(Box::new(Attend {
             q: q.data.clone(),
@@ -201,7 +219,7 @@ impl Pass {
     pub fn append(&mut self, s: &mut Session, layer: usize, k: &Rows, v: &Rows) -> Result<()> {
         let rope = rope_of(s, layer)?;
         self.write(s, layer, k, v, rope.as_ref())?;
-        self.columns(s, layer)?;
+        self.columns(s, layer, true)?;
         self.attended[layer] = true;
         Ok(())
     }
@@ -270,8 +288,8 @@ impl Pass {
     }
 
     /// Gives every run fresh column buffers and says which the attention updates. Old buffers are never written, so a
-    /// discarded pass leaves them as they were.
-    fn columns(&self, s: &mut Session, layer: usize) -> Result<Vec<ColumnUpdate>> {
+    /// discarded pass leaves them as they were. `keep`: no attention follows, so every column stays what it was.
+    fn columns(&self, s: &mut Session, layer: usize, keep: bool) -> Result<Vec<ColumnUpdate>> {
         let mut updates = Vec::new();
         for c in 0..s.stack.columns.len() {
             let Source::Attention(probe) = s.stack.columns[c].clone() else {
@@ -284,7 +302,7 @@ impl Pass {
                 (Kind::Keep, _) => (true, false),
                 (Kind::Probe(col), _) => (col == id, col != id),
             };
-            let carry = carry || (probe.reduce == Reduce::Max && probe.queries == Queries::All);
+            let carry = keep || carry || (probe.reduce == Reduce::Max && probe.queries == Queries::All);
             let mut targets: Vec<Vec<Option<Buf>>> = Vec::new();
             for table in &mut s.tables[layer] {
                 let mut of_head = Vec::new();
@@ -348,11 +366,13 @@ impl Pass {
                 _ => s.private = s.private.or(Some("rows came without token ids")),
             }
         }
-        // Exact as long as nothing lossy was there to be read.
+        // Exact as long as nothing lossy was there to be read, and nothing but the past was.
         let dense = |table: &Table| {
             table.runs.iter().all(|r| r.rows == 0 || r.codes == table.runs[0].codes && r.meta.bias.is_none())
         };
-        if s.exact_to == self.from && s.private.is_none() && self.before.iter().flatten().all(dense) {
+        let causal = s.stack.mask == Mask::Causal;
+        if s.exact_to == self.from && s.private.is_none() && causal && self.before.iter().flatten().all(dense)
+        {
             s.exact_to += (self.pos.len() - new) as u32;
         }
         s.seen += (self.pos.len() - new) as u32;

@@ -9,6 +9,9 @@ use kvasir_core::{
 };
 use serde_json::{Map, Value as Json};
 
+/// Runs are numbered in a byte; the open run and the one of the sinks are among them.
+const MOST_RUNS: usize = 200;
+
 /// Policies and their floors, in order of effect.
 pub(crate) type Policies = Vec<(Box<dyn KvPolicy>, Option<f32>)>;
 
@@ -142,6 +145,13 @@ impl Stack {
             coded.extend(spec.runs);
             columns.extend(spec.columns);
         }
+        if coded.len() > MOST_RUNS {
+            return Err(Error::invalid(
+                "recipe",
+                format_args!("at most {MOST_RUNS} coded runs"),
+                coded.len(),
+            ));
+        }
         let space = if positions == Positions::Packed { KeySpace::Plain } else { keys };
         if positions == Positions::Packed {
             if let Some([key, _]) = coded.iter().find(|c| c[0].space == KeySpace::Rotated) {
@@ -150,6 +160,10 @@ impl Stack {
                     "un-rotated keys, since positions are packed",
                     format!("{key:?}"),
                 ));
+            }
+            // Packed positions count rows in the order of the runs, which is not their own where there are several.
+            if !coded.is_empty() {
+                return Err(Error::unsupported("coded runs under packed positions"));
             }
             if slots.iter().any(|s| s.floor.is_some()) {
                 return Err(Error::invalid(

@@ -13,7 +13,7 @@ use kvasir_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::recipe::{Policies, Recipe, Stack};
+use crate::recipe::{Policies, Recipe, Slot, Stack};
 use crate::{Error, Result};
 
 /// Number type of dense rows.
@@ -322,10 +322,13 @@ impl Session {
     /// A second session that shares every tile until one of them writes.
     pub fn fork(&mut self) -> Result<Self> {
         self.usable()?;
+        let mut fork = Self::new(Arc::clone(&self.backend), Arc::clone(&self.layout), self.options.clone())?;
+        if fork.stack.slots.len() != self.stack.slots.len() {
+            return Err(CoreError::unsupported("fork of a session whose policies have no recipe").into());
+        }
         for run in self.tables.iter_mut().flatten().flat_map(|t| &mut t.runs) {
             disown(run);
         }
-        let mut fork = Self::new(Arc::clone(&self.backend), Arc::clone(&self.layout), self.options.clone())?;
         for (to, from) in fork.stack.slots.iter_mut().zip(&self.stack.slots) {
             to.policy.load(&from.policy.save())?;
         }
@@ -362,15 +365,34 @@ impl Session {
         Ok(())
     }
 
-    /// `new` more rows stay inside the model's context. With packed positions only the rows held count: a stream may go on
-    /// for ever.
+    /// `Busy` as long as tokens that a resume could not bring back are missing: what comes next comes behind them.
+    pub(crate) fn whole(&self) -> Result<()> {
+        self.usable()?;
+        match self.pending.len() {
+            0 => Ok(()),
+            n => Err(Error::Busy { what: format!("{n} of its tokens are still to be computed again") }),
+        }
+    }
+
+    /// A pass of `new` more rows stays inside the model's context. With packed positions only the rows held count: a stream
+    /// may go on for ever.
     pub(crate) fn fits(&self, new: usize) -> Result<()> {
-        let (limit, packed) = (self.layout.context, self.stack.positions == Positions::Packed);
-        let held = if packed { self.rows() } else { self.seen };
-        // A packed prefill evicts between its passes.
-        let new = if packed { new.min(crate::drive::PASS_ROWS) } else { new };
+        let limit = self.layout.context;
+        let held = if self.is_packed() { self.rows() } else { self.seen };
         let got = held as u64 + new as u64;
-        if got > limit as u64 { Err(Error::ContextOverflow { limit, got }) } else { Ok(()) }
+        if got > limit as u64 || self.seen as u64 + new as u64 > u32::MAX as u64 {
+            return Err(Error::ContextOverflow { limit, got });
+        }
+        Ok(())
+    }
+
+    /// As `fits`, for rows that come in passes; a packed session evicts between them.
+    pub(crate) fn fits_in_passes(&self, new: usize) -> Result<()> {
+        self.fits(if self.is_packed() { new.min(crate::drive::PASS_ROWS) } else { new })
+    }
+
+    pub(crate) fn is_packed(&self) -> bool {
+        self.stack.positions == Positions::Packed
     }
 
     /// A fresh tile for a run of a head. Tiles come from chunks that grow to eight, so that a head's tiles lie together.
@@ -397,10 +419,22 @@ impl Session {
 
     /// Wakes policies whose triggers are due and applies what they plan. `prefill_end` is true after the pass that ends one.
     pub(crate) fn wake(&mut self, prefill_end: bool) -> Result<()> {
+        self.wake_some(prefill_end, |_| true)
+    }
+
+    /// As `wake`, before any pass: policies that read columns wait until one has filled them.
+    pub(crate) fn wake_found(&mut self) -> Result<()> {
+        self.wake_some(false, |slot| slot.spec.columns.is_empty())
+    }
+
+    fn wake_some(&mut self, prefill_end: bool, of: impl Fn(&Slot) -> bool) -> Result<()> {
         if self.frozen {
             return Ok(());
         }
         for s in 0..self.stack.slots.len() {
+            if !of(&self.stack.slots[s]) {
+                continue;
+            }
             for w in 0..self.stack.slots[s].spec.wake.len() {
                 let due = match self.stack.slots[s].spec.wake[w] {
                     Trigger::PassEnd => true,

@@ -53,8 +53,15 @@ impl NativePass {
     #[napi]
     pub fn end<'env>(&self, env: &'env Env, cancel: &NativeCancel) -> napi::Result<Object<'env>> {
         let (lease, pass) = guard(|| Ok((self.slot.lease()?, self.take()?)))?;
-        let cancel = cancel.inner.clone();
-        promise(env, move || to_json(&pass.finish(&mut *lease.session()?, &cancel)?))
+        let (cancel, foreign) = (cancel.inner.clone(), self.slot.has_model());
+        promise(env, move || {
+            let mut session = lease.session()?;
+            // Under the fingerprint of our own runner only its rows are named.
+            if foreign {
+                session.mark_foreign();
+            }
+            to_json(&pass.finish(&mut session, &cancel)?)
+        })
     }
 
     /// Drops it: the session is as before.
@@ -83,10 +90,9 @@ impl NativePass {
 impl Drop for NativePass {
     /// A pass that was forgotten must not keep its session busy for ever.
     fn drop(&mut self) {
-        if let (Ok(pass), Ok(lease)) = (self.take(), self.slot.lease())
-            && let Ok(mut session) = lease.session()
-        {
-            pass.discard(&mut session);
+        // Not through the door: a call in flight finds the session busy and is over soon.
+        if let Ok(pass) = self.take() {
+            self.slot.forget(pass);
         }
     }
 }

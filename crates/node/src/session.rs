@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvasir_core::{Error as Core, check};
-use kvasir_engine::{Order, PrefillReport, Session, SessionReport, drive};
+use kvasir_engine::{Error as Engine, Order, Pass, PrefillReport, Session, SessionReport, drive};
 use kvasir_model::{Llama, SampleOptions};
 use kvasir_store::BLOCK_TOKENS;
 use napi::Env;
@@ -41,6 +41,20 @@ pub(crate) struct Lease {
 }
 
 impl Slot {
+    /// Discards a pass that nobody can end any more.
+    pub(crate) fn forget(&self, pass: Pass) {
+        if let Ok(mut session) = self.session.lock()
+            && matches!(session.usable(), Err(Engine::Busy { .. }))
+        {
+            pass.discard(&mut session);
+        }
+    }
+
+    /// Our own runner computes its rows.
+    pub(crate) fn has_model(&self) -> bool {
+        self.model.is_some()
+    }
+
     pub(crate) fn lease(self: &Arc<Self>) -> Result<Lease> {
         Ok(Lease { _inside: self.door.enter()?, slot: Arc::clone(self) })
     }
@@ -205,10 +219,6 @@ impl NativeSession {
             let lease = self.slot.lease()?;
             let mut session = lease.session()?;
             let pass = session.begin(rows, &ids)?;
-            // Under the fingerprint of our own runner only its rows are named.
-            if lease.slot.model.is_some() {
-                session.mark_foreign();
-            }
             Ok(NativePass::new(Arc::clone(&self.slot), pass))
         })
     }
@@ -223,6 +233,8 @@ impl NativeSession {
         options: String,
     ) -> napi::Result<Object<'env>> {
         let lease = guard(|| self.slot.lease())?;
+        // JavaScript may detach the arrays while the job runs, which frees their memory.
+        let (k, v) = (k.to_vec(), v.to_vec());
         promise(env, move || {
             let o: IngestOptions = from_json("options", &options)?;
             to_json(&lease.session()?.ingest(&k, &v, o.rows, o.layout, &o.ids)?)

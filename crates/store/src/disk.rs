@@ -29,7 +29,8 @@ use crate::name::{hex, random_bytes};
 use crate::pack::{self, PackIndex, WriteError};
 use crate::record::{parse_record, write_record};
 use crate::{
-    Block, Chain, Copies, Draft, Error, Expect, FileRead, Fs, Kind, Miss, Name, OsFs, Record, Result, Tag,
+    Block, Chain, CodecId, Copies, Draft, Error, Expect, FileRead, Fs, Kind, Miss, Name, OsFs, Record,
+    Result, Tag,
 };
 
 const PACK: &str = ".pack";
@@ -370,6 +371,11 @@ impl Disk {
     /// True if the index knows the block in an acceptable code.
     pub fn has_block(&self, name: &Name, copies: Copies) -> bool {
         self.index().has(name, copies)
+    }
+
+    /// True if the index knows a copy of the block in this very code.
+    pub fn has_coded(&self, name: &Name, codec: CodecId) -> bool {
+        self.index().find(name, Copies::Coded(codec)).first().is_some_and(|l| l.codec() == codec)
     }
 
     /// The block was used from memory: its pack is not the next to go.

@@ -13,8 +13,8 @@ pub const PASS_ROWS: usize = 256;
 /// Computes `ids` behind what the session holds, in passes of [`PASS_ROWS`]; keeps the logits of the last row. A cancelled
 /// prefill keeps the passes that ended.
 pub fn prefill(model: &dyn Model, session: &mut Session, ids: &[u32], cancel: &Cancel) -> Result<()> {
-    session.usable()?;
-    session.fits(ids.len())?;
+    session.whole()?;
+    session.fits_in_passes(ids.len())?;
     let chunks = ids.chunks(PASS_ROWS);
     let last = chunks.len().saturating_sub(1);
     for (i, chunk) in chunks.enumerate() {
@@ -32,7 +32,7 @@ pub fn prefill(model: &dyn Model, session: &mut Session, ids: &[u32], cancel: &C
 pub fn step(model: &dyn Model, sessions: &mut [&mut Session], tokens: &[u32], cancel: &Cancel) -> Result<()> {
     check::equal("step.tokens", "tokens", sessions.len(), tokens.len())?;
     for s in sessions.iter() {
-        s.usable()?;
+        s.whole()?;
         s.fits(1)?;
     }
     let chunks: Vec<&[u32]> = tokens.chunks(1).collect();
@@ -68,11 +68,9 @@ pub(super) fn run(
             .into());
             break;
         }
-        let repairs = if chunk.len() == 1 { next_repairs(session) } else { Vec::new() };
-        // A position whose token nobody knows cannot be computed anew.
+        let (taken, repairs) = if chunk.len() == 1 { next_repairs(session) } else { (0, Vec::new()) };
         for &p in &repairs {
-            let Some(&id) = session.ids.get(p as usize) else { continue };
-            batch.ids.push(id);
+            batch.ids.push(session.ids[p as usize]);
             batch.pos.push(p);
         }
         batch.pos.extend(session.len()..session.len() + chunk.len() as u32);
@@ -81,7 +79,7 @@ pub(super) fn run(
         match Pass::begin(session, &batch.ids[start..], &batch.pos[start..]) {
             Ok(pass) => {
                 // If the pass is discarded, they are wanted again.
-                forget_repairs(session, repairs.len());
+                forget_repairs(session, taken);
                 seqs.push((pass, session));
             }
             Err(e) => {
@@ -102,16 +100,19 @@ pub(super) fn run(
     }
 }
 
-/// The positions to repair in this step, ascending.
-fn next_repairs(session: &Session) -> Vec<u32> {
-    let mut now = session.wants.iter().find_map(|w| match w {
-        Want::Repair { pos, per_step } => Some(pos[..pos.len().min((*per_step).into())].to_vec()),
+/// How many positions this step takes off the queue, and those of them to repair, ascending. A row that is gone or coded, or
+/// whose token nobody knows, cannot be computed anew.
+fn next_repairs(session: &Session) -> (usize, Vec<u32>) {
+    let queue = session.wants.iter().find_map(|w| match w {
+        Want::Repair { pos, per_step } => Some(&pos[..pos.len().min((*per_step).into())]),
         _ => None,
     });
-    if let Some(now) = &mut now {
-        now.sort_unstable();
-    }
-    now.unwrap_or_default()
+    let queue = queue.unwrap_or_default();
+    let known = |p: &u32| (*p as usize) < session.ids.len() && Pass::can_patch(session, *p);
+    let mut now: Vec<u32> = queue.iter().copied().filter(known).collect();
+    now.sort_unstable();
+    now.dedup();
+    (queue.len(), now)
 }
 
 /// Takes the first `n` positions off the queue.

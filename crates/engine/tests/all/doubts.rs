@@ -7,7 +7,8 @@ use kvasir_core::{
     At, Budget, KvPolicy, KvSpec, Layout, Model, Pick, Plan, Positions, Result, Trigger, View, Wake, Want,
 };
 use kvasir_cpu::Isa;
-use kvasir_engine::{Cancel, Dtype, Session, SessionOptions, drive};
+use kvasir_engine::{Cancel, Dtype, Order, Session, SessionOptions, drive};
+use kvasir_store::{CodecId, Copies, Draft};
 use serde_json::{Value as Json, json};
 
 use crate::support::{backend, cache, dense, greedy, ids, int8, model, open, options};
@@ -30,14 +31,22 @@ fn coded_rows_stay_what_they_are_when_some_are_evicted() {
     let recipe = json!([{ "use": "int8" }, { "use": "streaming-llm", "sinks": 4, "recent": 50 }]);
     let mut s = open(&cache, &model, "acme", options(Dtype::F16, &recipe));
     s.prefill(&model, &ids(100, 1), &Cancel::default()).unwrap();
-    let mut known: HashMap<u32, (Vec<f32>, Vec<f32>)> = HashMap::new();
+    let (mut exact, mut known) = (HashMap::new(), HashMap::new());
     for _ in 0..120 {
         greedy(&model, &mut s, 1);
+        exact.extend(rows_by_position(&s, 0));
         for run in s.tables().iter().flatten().flat_map(|t| &t.runs) {
             assert_eq!(run.tiles.len(), (run.rows as usize).div_ceil(32), "no tile without rows");
         }
         assert!(s.rows() <= 54);
         for (p, row) in rows_by_position(&s, 1) {
+            if let Some((key, _)) = exact.get(&p) {
+                let (most, gap) = key
+                    .iter()
+                    .zip(&row.0)
+                    .fold((0.0f32, 0.0f32), |(m, g), (a, b)| (m.max(a.abs()), g.max((a - b).abs())));
+                assert!(gap <= most / 100.0, "row {p} is another row: {gap} of {most}");
+            }
             assert_eq!(*known.entry(p).or_insert_with(|| row.clone()), row, "row {p}");
         }
     }
@@ -95,8 +104,7 @@ fn each_session_comes_back_in_its_own_code() {
             // Rows of the other code are in memory.
             let other = if id == "int8" { dense(Dtype::F16) } else { int8() };
             open(&cache, &model, "acme", other).prefill(&model, &text, &Cancel::default()).unwrap();
-            let (mut s, report) =
-                cache.resume(id, "acme", None, Arc::new(model.layout().clone())).unwrap();
+            let (mut s, report) = cache.resume(id, "acme", None, Arc::new(model.layout().clone())).unwrap();
             assert_eq!((report.why.as_str(), report.reused), ("complete", 300), "{id} after {order:?}");
             assert_eq!(s.digest().unwrap(), want[id].0, "{id} after {order:?}");
             assert_eq!(greedy(&model, &mut s, 8), want[id].1);
@@ -202,4 +210,109 @@ fn a_layer_attends_once_in_a_pass() {
     assert_eq!(pass.attend_host(&mut s, 0, &q, &k, &v, &mut out).unwrap_err().code(), "InvalidArgument");
     pass.finish(&mut s, &Cancel::default()).unwrap();
     assert_eq!(s.tables()[0][0].rows(), 2);
+}
+
+/// Header fields of a snapshot that no writer writes: a miss with a reason, and no memory for what is not there.
+#[test]
+fn a_snapshot_that_lies_is_a_miss() {
+    let (backend, model) = model(Isa::Auto);
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(Some(dir.path()), &backend);
+    let mut s = open(&cache, &model, "acme", int8());
+    s.prefill(&model, &ids(150, 7), &Cancel::default()).unwrap();
+    s.commit("c", &Json::Null).unwrap();
+    let store = cache.store();
+    let key = store.tenant("acme").unwrap();
+    let good = store.record(&key, "c").unwrap();
+    let block = store.disk().unwrap().get(&good.snapshot(Copies::Exact).unwrap()).unwrap();
+    let layout = Arc::new(model.layout().clone());
+    let lies = [
+        ("rows", json!(u32::MAX)),
+        ("rows", json!(4_000_000)),
+        ("from", json!(u32::MAX - 3)),
+        ("from", json!(64)),
+        ("from", Json::Null),
+        ("list", json!([9, 9])),
+        ("inline", json!([5, 4, 3, 2, 1])),
+        ("inline", json!([4_000_000_000u32])),
+        ("cols", json!([7])),
+        ("tags", json!([9, 9])),
+        ("bias", json!(true)),
+    ];
+    for run in 0..3 {
+        for (field, value) in &lies {
+            let mut header: Json = serde_json::from_slice(block.parts().next().unwrap()).unwrap();
+            if header[0][run][*field] == *value || (*field == "list" && header[0][run]["from"] != Json::Null)
+            {
+                continue;
+            }
+            header[0][run][*field] = value.clone();
+            let header = serde_json::to_vec(&header).unwrap();
+            let mut parts: Vec<&[u8]> = block.parts().collect();
+            parts[0] = &header;
+            let mut record = good.clone();
+            let chain = record.chain(&[&key]).unwrap();
+            let tail = record.tail().to_vec();
+            let draft = Draft::snapshot(&chain, record.lineage, &tail, CodecId::EXACT, &parts).unwrap();
+            record.snapshot = Some(draft.name);
+            store.commit(&[draft], &mut record).unwrap();
+            let (mut again, report) = cache.resume("c", "acme", None, Arc::clone(&layout)).unwrap();
+            assert_ne!(report.why, "complete", "run {run}: {field} {value}");
+            again.recompute(&model, &Cancel::default()).unwrap();
+            assert_eq!(again.len(), 150);
+        }
+    }
+}
+
+#[test]
+fn two_methods_in_one_recipe_come_back_as_they_were() {
+    let (backend, model) = model(Isa::Auto);
+    for second in [
+        json!({ "use": "streaming-llm", "sinks": 4, "recent": 50 }),
+        json!({ "use": "tova", "budget": { "rows": 50 } }),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = json!([{ "use": "int8" }, second]);
+        let (digest, want) = {
+            let cache = cache(Some(dir.path()), &backend);
+            let mut s = open(&cache, &model, "acme", options(Dtype::F16, &recipe));
+            s.prefill(&model, &ids(90, 8), &Cancel::default()).unwrap();
+            greedy(&model, &mut s, 70);
+            s.commit("c", &Json::Null).unwrap();
+            (s.digest().unwrap(), greedy(&model, &mut s, 40))
+        };
+        let cache = cache(Some(dir.path()), &backend);
+        let (mut s, report) = cache.resume("c", "acme", None, Arc::new(model.layout().clone())).unwrap();
+        assert_eq!(report.why, "complete");
+        assert_eq!(s.digest().unwrap(), digest);
+        assert_eq!(greedy(&model, &mut s, 40), want);
+    }
+}
+
+#[test]
+fn columns_outlast_rows_that_come_without_queries() {
+    let rope = kvasir_core::Rope::None;
+    let layer = kvasir_core::LayerLayout { q_heads: 2, kv_heads: 1, k_dim: 4, v_dim: 4, rope, window: None };
+    let layout = Arc::new(Layout::uniform(1, layer, Arc::from([]), 64));
+    let backend = backend(Isa::Scalar);
+    let tova = options(Dtype::F16, &json!([{ "use": "tova", "budget": { "rows": 60 } }]));
+    let mut s = Session::new(Arc::clone(&backend), layout, tova).unwrap();
+    let mut pass = s.begin(3, &[]).unwrap();
+    let (q, kv, mut out) = (vec![0.5; 24], vec![0.25; 12], vec![0.0; 24]);
+    pass.attend_host(&mut s, 0, &q, &kv, &kv, &mut out).unwrap();
+    pass.finish(&mut s, &Cancel::default()).unwrap();
+    let column = |s: &Session| backend.read_f32(&s.tables()[0][0].runs[0].meta.cols[0].1).unwrap();
+    let before = column(&s);
+    assert_eq!(before.iter().filter(|&&x| x > 0.0).count(), 3, "the last query attends to three rows");
+    s.ingest(&kv, &kv, 3, Order::Nhd, &[]).unwrap();
+    assert_eq!(column(&s), before);
+}
+
+#[test]
+fn a_recipe_of_hundreds_of_coded_runs_is_refused() {
+    let (backend, model) = model(Isa::Scalar);
+    let layout = Arc::new(model.layout().clone());
+    let many: Vec<Json> = (0..300).map(|_| json!({ "use": "int8" })).collect();
+    let made = Session::new(backend, layout, options(Dtype::F16, &Json::Array(many)));
+    assert_eq!(made.err().unwrap().code(), "InvalidArgument");
 }

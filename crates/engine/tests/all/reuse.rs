@@ -103,6 +103,28 @@ fn rows_computed_over_int8_never_serve_a_lossless_session() {
     assert!(same.coded_tiles() > 0);
 }
 
+/// The second half is dense, but was computed over coded rows, so its numbers are not those of a lossless run. Only its
+/// lineage tells it from rows that anybody may have.
+#[test]
+fn dense_rows_computed_over_int8_have_another_name() {
+    let (backend, model) = model(Isa::Auto);
+    let text = ids(448, 3);
+    let cache = cache(None, &backend);
+    open(&cache, &model, "acme", dense(Dtype::F16))
+        .prefill(&model, &text[..260], &Cancel::default())
+        .unwrap();
+    let mut lossy = open(&cache, &model, "acme", int8());
+    lossy.prefill(&model, &text[..256], &Cancel::default()).unwrap();
+    assert!(lossy.coded_tiles() > 0);
+    lossy.freeze(true);
+    lossy.prefill(&model, &text[256..400], &Cancel::default()).unwrap();
+    assert!(lossy.tables()[0][0].runs[0].rows >= 128, "the second half stays dense");
+
+    let mut lossless = open(&cache, &model, "acme", dense(Dtype::F16));
+    let report = lossless.prefill(&model, &text, &Cancel::default()).unwrap();
+    assert_eq!(report.reused, 256, "{}", report.why);
+}
+
 #[test]
 fn exact_rows_serve_a_lossy_session() {
     let (backend, model) = model(Isa::Auto);
@@ -129,7 +151,9 @@ fn a_fork_goes_its_own_way() {
             greedy(&model, &mut twin, 12)
         };
         drive::step(&model, &mut [&mut branch], &[300], &Cancel::default()).unwrap();
+        let of_branch = branch.digest().unwrap();
         assert_eq!(greedy(&model, &mut trunk, 12), want);
+        assert_eq!(branch.digest().unwrap(), of_branch, "the trunk writes into no row of its branch");
         assert_ne!(trunk.digest().unwrap(), branch.digest().unwrap());
     }
 }
