@@ -38,7 +38,7 @@ export interface SessionOptions {
   readonly recipe?: Recipe
   /** How dense rows are kept. Default `f16`. */
   readonly kv?: KvDtype
-  /** Tenants that name the same group share exact rows with each other. Default: none. */
+  /** Tenants that name the same group share the blocks of their sessions with each other, exact ones and those of equal recipes. Default: none. */
   readonly shareGroup?: string
 }
 
