@@ -1,7 +1,8 @@
 /** The command line: one JSON value on stdout and nothing else, the fields that are promised, the exit status. */
 
-import { spawnSync } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, inject, it } from 'vitest'
 import { path, TINY, TINY_HF } from './data.js'
@@ -40,6 +41,35 @@ describe.each([
     expect(Math.abs(int8.perplexityRatio - 1)).toBeLessThan(0.05)
     expect(run.stderr).toMatch(/a new process resumed it/)
   })
+})
+
+it('demo fails when a resume finds nothing in the store', async () => {
+  const tmp = tempDir()
+  const child = spawn(
+    process.execPath,
+    [path('dist/cli.js'), 'demo', '--model', TINY, '--tokens', '200', '--json'],
+    { env: { ...process.env, TMPDIR: tmp } },
+  )
+  let [stdout, stderr, removed] = ['', '', 0]
+  child.stdout.on('data', (chunk) => {
+    stdout += chunk
+  })
+  child.stderr.on('data', (chunk) => {
+    stderr += chunk
+    // Between the two processes of a recipe the packs go; the records, which hold the ids, stay.
+    if (!/committed/.test(String(chunk))) return
+    for (const file of readdirSync(tmp, { recursive: true, encoding: 'utf8' }))
+      if (file.endsWith('.pack')) {
+        rmSync(join(tmp, file))
+        removed += 1
+      }
+  })
+  const [status] = await once(child, 'close')
+  expect(removed).toBeGreaterThan(0)
+  expect(status, stderr).toBe(1)
+  expect(stderr).toMatch(/FAILED, the resume reused nothing/)
+  const { recipes } = JSON.parse(stdout)
+  expect(recipes[0]).toMatchObject({ reused: 0, computed: 200 })
 })
 
 it('demo prints a table', () => {
