@@ -65,6 +65,12 @@ impl Layout {
         Self { layers: vec![layer; layers], sides: vec![inv_freq], context, fingerprint: [0; 32] }
     }
 
+    /// Layer `i`.
+    pub fn layer(&self, i: usize) -> Result<&LayerLayout> {
+        let count = self.layers.len();
+        self.layers.get(i).ok_or_else(|| Error::invalid("layer", format_args!("an index below {count}"), i))
+    }
+
     /// The side tensor `id`.
     pub fn side(&self, id: SideId) -> Result<&Arc<[f32]>> {
         let count = self.sides.len();

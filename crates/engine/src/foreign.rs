@@ -111,13 +111,7 @@ impl Pass {
         v: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
-        let count = s.layout.layers.len();
-        let at = s
-            .layout
-            .layers
-            .get(layer)
-            .cloned()
-            .ok_or_else(|| kvasir_core::Error::invalid("layer", format_args!("below {count}"), layer))?;
+        let at = s.layout.layer(layer)?.clone();
         if self.has_attended(layer) {
             return Err(kvasir_core::Error::invalid("layer", "a layer once in a pass", layer).into());
         }

@@ -133,13 +133,7 @@ impl Pass {
         v: &Rows,
         out: &mut Rows,
     ) -> Result<()> {
-        let count = s.layout.layers.len();
-        let at = s
-            .layout
-            .layers
-            .get(layer)
-            .cloned()
-            .ok_or_else(|| CoreError::invalid("layer", format_args!("below {count}"), layer))?;
+        let at = s.layout.layer(layer)?.clone();
         let (h, kv, d, dv) =
             (at.q_heads as usize, at.kv_heads as usize, at.k_dim as usize, at.v_dim as usize);
         check::equal("q.dim", "numbers", h * d, q.dim as usize)?;

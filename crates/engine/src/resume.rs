@@ -29,11 +29,9 @@ use crate::{Error, Recipe, Result};
 pub struct ResumeReport {
     /// Positions of the committed session.
     pub tokens: u32,
-    /// Positions whose rows came back.
+    /// Positions whose rows came back; the others are for [`Session::recompute`].
     pub reused: u32,
-    /// Positions that went through the model again.
-    pub computed: u32,
-    /// Why they did: `complete` if none.
+    /// Why not all of them did; `complete` if they did.
     pub why: String,
     /// Bytes read.
     pub bytes: u64,
@@ -360,8 +358,6 @@ fn rebuild(
     }
     let mem = if bytes.is_empty() { None } else { Some(s.backend.upload(bytes)?) };
     let piece = |at: usize, len: usize| mem.as_ref().map(|m| m.slice(at..at + len)).transpose();
-    // Tiles of blocks sit in this run only if the block was stored in its code.
-    run.tiles = Arc::new(vec![]);
     let (mut tiles, mut seals) = (Vec::with_capacity(count), Vec::new());
     for t in 0..count {
         if let Ok(i) = state.inline.binary_search(&(t as u32)) {
@@ -371,6 +367,7 @@ fn rebuild(
             let pos = run.meta.pos.at(t * TILE_ROWS) as usize;
             let Some((codec, block)) = blocks.get(pos / BLOCK_TOKENS) else { return Ok(None) };
             let stored = block.tile(lh, pos % BLOCK_TOKENS / TILE_ROWS);
+            // A tile of a block sits in this run only in the run's own code.
             if *codec == s.codec_of(r) {
                 tiles.push(stored);
             } else if codec.is_exact() && r != 0 {

@@ -517,12 +517,6 @@ impl Session {
     }
 }
 
-impl Drop for Session {
-    fn drop(&mut self) {
-        tracing::trace!(seen = self.seen, "session dropped");
-    }
-}
-
 /// Stands in for a policy while it plans.
 struct Asleep;
 

@@ -113,13 +113,13 @@ impl NativeStore {
                 open.cache.resume_as(&id, tenant, open.share, open.layout, &open.session)?;
             let mut report = PrefillReport {
                 reused: found.reused,
-                computed: found.computed,
+                computed: 0,
                 why: found.why,
                 bytes: found.bytes,
                 ms: 0.0,
             };
             if let Some(model) = &open.model {
-                report.computed += session.recompute(&**model, &Cancel::default())?;
+                report.computed = session.recompute(&**model, &Cancel::default())?;
             }
             report.ms = started.elapsed().as_secs_f64() * 1e3;
             Ok(NativeSession::new(session, open.model, door, Some(report)))

@@ -7,7 +7,7 @@ use kvasir_testkit::Watched;
 use kvasir_testkit::oracle::flows::{self, Commit, MASK_ID, Step};
 use kvasir_testkit::oracle::{argmax, softmax};
 
-use super::{Bench, CLEAR, FullMask, bench, close, count, pass, text, top, wide};
+use super::{Bench, CLEAR, FullMask, bench, close, count, pass, text, top, uncached, wide};
 
 const MASKS: usize = 14;
 const STEPS: usize = 6;
@@ -39,14 +39,7 @@ fn run(b: &Bench, reload: usize, want: &[Step], exact: bool) {
             close(&format!("{what}: logits of row {r}"), logits.row(r), want);
         }
         if exact {
-            let mut fresh = b.session(vec![Box::new(FullMask)]);
-            let all = pass(&b.model, &Batch::one(&ids, 0, Ask::All), &mut fresh);
-            assert_eq!(logits.data, all.data, "{what}: bits of an uncached step");
-            assert_eq!(
-                session.digest().unwrap(),
-                fresh.digest().unwrap(),
-                "{what}: rows of an uncached step"
-            );
+            uncached(&what, b, &ids, &session, &logits);
         }
         let current = known.last().unwrap();
         let open: Vec<usize> = (0..pos.len()).filter(|&r| !current.contains(&pos[r])).collect();

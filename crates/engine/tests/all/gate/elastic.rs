@@ -9,7 +9,7 @@ use kvasir_testkit::Watched;
 use kvasir_testkit::oracle::flows::{self, Commit, Elastic, MASK_ID, Step};
 use kvasir_testkit::oracle::{NaiveLlama, Row, argmax, dot, softmax};
 
-use super::{Bench, CLEAR, FullMask, bench, close, count, floats, pass, rows_of, text, top, wide};
+use super::{Bench, CLEAR, FullMask, bench, close, count, floats, rows_of, text, top, uncached, wide};
 
 const MASKS: usize = 16;
 
@@ -184,14 +184,7 @@ fn run(b: &Bench, set: Elastic, want: &[Step], exact: bool) {
             close(&format!("{what}: logits of row {r}"), logits.row(r), want);
         }
         if exact {
-            let mut fresh = b.session(vec![Box::new(FullMask)]);
-            let all = pass(&b.model, &Batch::one(&ids, 0, Ask::All), &mut fresh);
-            assert_eq!(logits.data, all.data, "{what}: bits of an uncached step");
-            assert_eq!(
-                session.digest().unwrap(),
-                fresh.digest().unwrap(),
-                "{what}: rows of an uncached step"
-            );
+            uncached(&what, b, &ids, &session, &logits);
         }
         track_next.sort_unstable();
         track_next.dedup();

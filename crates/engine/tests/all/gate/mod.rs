@@ -15,7 +15,7 @@ mod kvshare;
 use std::sync::Arc;
 
 use kvasir_core::{
-    Backend, Batch, Hooks, KeySpace, KvPolicy, KvSpec, Layout, Logits, Mask, Model, Part, Plan, Point,
+    Ask, Backend, Batch, Hooks, KeySpace, KvPolicy, KvSpec, Layout, Logits, Mask, Model, Part, Plan, Point,
     Result, Rows, View, Wake, Want,
 };
 use kvasir_cpu::Isa;
@@ -154,6 +154,14 @@ fn pass(model: &dyn Model, batch: &Batch, session: &mut Session) -> Logits {
     model.forward(batch, &mut passes, &mut logits).unwrap();
     passes.end(false).unwrap();
     logits
+}
+
+/// What a step gave equals, bit for bit, what a session without a past computes over all `ids`.
+fn uncached(what: &str, b: &Bench, ids: &[u32], session: &Session, logits: &Logits) {
+    let mut fresh = b.session(vec![Box::new(FullMask)]);
+    let all = pass(&b.model, &Batch::one(ids, 0, Ask::All), &mut fresh);
+    assert_eq!(logits.data, all.data, "{what}: bits of an uncached step");
+    assert_eq!(session.digest().unwrap(), fresh.digest().unwrap(), "{what}: rows of an uncached step");
 }
 
 /// Rows that each layer computed are `want`, in both parts.
